@@ -8,11 +8,18 @@
         ├── Cancelled            the caller has gone
         ├── WorkerLost           the worker process died twice with this item
         ├── RunFailed            the graph failed on this item, alone in its batch
-        └── BackendUnavailable   a runtime, device or precision is not to be had here
+        ├── BackendUnavailable   a runtime, device or precision is not to be had here
+        ├── InvalidBody          the request's body is no image, or not one image
+        └── NotAcceptable        `Accept` names no type that this image can be written as
+
+`STATUSES` gives every class its HTTP status, a stable slug and a title; `app.problem` writes them.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from models import errors
 from models.errors import MedRestoreError
 
 
@@ -51,3 +58,54 @@ class RunFailed(ServiceError):
 
 class BackendUnavailable(ServiceError):
     """A runtime is not installed, a device is absent, or a precision is not supported there."""
+
+
+class InvalidBody(ServiceError):
+    """The body is empty, or a multipart form without exactly one field `file`."""
+
+
+class NotAcceptable(ServiceError):
+    """None of the accepted media types can be made of this image; `available` can."""
+
+    def __init__(self, available: list[str]) -> None:
+        super().__init__(f"this image can be answered as {', '.join(available)}; Accept names none of them")
+        self.available = available
+
+
+class Status(NamedTuple):
+    """How one class of errors is answered."""
+
+    code: int
+    slug: str  # stable, part of the problem's `type`
+    title: str
+
+
+# Every class of the trees has its own row, abstract ones too: no error is answered by accident.
+STATUSES: dict[type[MedRestoreError], Status] = {
+    MedRestoreError: Status(500, "internal", "Internal error"),
+    errors.ImageError: Status(422, "image", "The image cannot be restored"),
+    errors.UnknownFormat: Status(415, "unknown-format", "Not an image format that is read here"),
+    errors.CorruptImage: Status(422, "corrupt-image", "Damaged or truncated image"),
+    errors.UnsupportedImage: Status(422, "unsupported-image", "Valid file of a kind that is out of scope"),
+    errors.NonFinitePixels: Status(422, "non-finite-pixels", "NaN or infinity among the pixels"),
+    errors.ImageTooLarge: Status(413, "too-large", "Over a size limit"),
+    errors.OptionError: Status(422, "invalid-option", "Option out of range or contradictory"),
+    errors.BundleError: Status(503, "model", "The model cannot be used"),
+    errors.BundleNotFound: Status(404, "model-not-found", "No such model"),
+    errors.BundleInvalid: Status(503, "model-invalid", "The model does not hold what its manifest says"),
+    ServiceError: Status(500, "service", "Internal error"),
+    QueueFull: Status(429, "queue-full", "Too much work is waiting"),
+    NotReady: Status(503, "not-ready", "Not ready"),
+    DeadlineExceeded: Status(504, "deadline-exceeded", "Not done in time"),
+    Cancelled: Status(499, "cancelled", "The caller has gone"),
+    WorkerLost: Status(502, "worker-lost", "The worker died with this image"),
+    RunFailed: Status(502, "run-failed", "The model failed on this image"),
+    BackendUnavailable: Status(503, "backend-unavailable", "No runtime for this model here"),
+    InvalidBody: Status(400, "invalid-body", "The body is not one image"),
+    NotAcceptable: Status(406, "not-acceptable", "No acceptable media type"),
+}
+
+
+def status_of(error: MedRestoreError) -> Status:
+    """The row of the error's class."""
+    return STATUSES[type(error)]

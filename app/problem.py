@@ -1,0 +1,86 @@
+"""Errors as answers: `application/problem+json` (RFC 9457), whatever went wrong.
+
+Members beyond the standard five: `request_id` always; `reason`, `available`, `errors` and
+`retry_after_s` where they apply. A problem never repeats what was sent: no option values, no pixel
+values, no text out of a DICOM header.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from app.errors import Status, status_of
+from models.errors import MedRestoreError
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:medrestore:problem:"
+INTERNAL = Status(500, "internal", "Internal error")
+INVALID_OPTION = Status(422, "invalid-option", "Option out of range or contradictory")
+RETRY_LATER_S = 5.0  # for 503, where no better estimate exists
+
+
+def problem(request_id: str, status: Status, detail: str, headers: dict[str, str] | None = None, **more: Any) -> Response:
+    """One problem document as a response; members of `more` that are None are left out."""
+    body = {
+        "type": TYPE_PREFIX + status.slug,
+        "title": status.title,
+        "status": status.code,
+        "detail": detail,
+        "instance": f"urn:medrestore:request:{request_id}",
+        "request_id": request_id,
+    }
+    body |= {key: value for key, value in more.items() if value is not None}
+    return Response(json.dumps(body), status.code, headers, media_type=MEDIA_TYPE)
+
+
+def id_of(request: Request) -> str:
+    """The request's id, set by `app.monitoring.Monitor`."""
+    return str(request.scope.get("request_id", "none"))
+
+
+def of_error(request: Request, error: MedRestoreError) -> Response:
+    """Answers any deliberate error by its row in `STATUSES`."""
+    status = status_of(error)
+    wait_s = getattr(error, "retry_after_s", RETRY_LATER_S if status.code == HTTPStatus.SERVICE_UNAVAILABLE else None)
+    headers = {"Retry-After": str(max(1, math.ceil(wait_s)))} if wait_s is not None else {}
+    if status.code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        headers["Connection"] = "close"  # the rest of the body was not read
+    more = {"reason": getattr(error, "reason", None), "available": getattr(error, "available", None)}
+    request.scope["problem"] = status.slug
+    return problem(id_of(request), status, str(error), headers, retry_after_s=wait_s, **more)
+
+
+def of_validation(request: Request, error: RequestValidationError) -> Response:
+    """Answers options that do not fit their declaration, unknown ones included, without their values."""
+    errors = [{"option": ".".join(map(str, item["loc"][1:])), "message": item["msg"]} for item in error.errors()]
+    detail = "; ".join(f"{item['option']}: {item['message']}" for item in errors)
+    request.scope["problem"] = INVALID_OPTION.slug
+    return problem(id_of(request), INVALID_OPTION, detail, errors=errors)
+
+
+def of_http(request: Request, error: HTTPException) -> Response:
+    """Answers 404, 405 and the like, which the router raises."""
+    phrase = HTTPStatus(error.status_code).phrase
+    status = Status(error.status_code, phrase.lower().replace(" ", "-"), phrase)
+    request.scope["problem"] = status.slug
+    return problem(id_of(request), status, f"{request.method} is not answered here", dict(error.headers or {}))
+
+
+def of_unexpected(request_id: str) -> Response:
+    """Answers an error nobody foresaw; the log has its place, the caller only the request id."""
+    return problem(request_id, INTERNAL, "an error inside the service; its log names the place by this request id")
+
+
+def install(app: FastAPI) -> None:
+    """Makes every error of `app` a problem document (unforeseen ones: `app.monitoring.Monitor`)."""
+    app.add_exception_handler(MedRestoreError, of_error)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, of_validation)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, of_http)  # type: ignore[arg-type]

@@ -1,0 +1,117 @@
+"""Settings of the service: one TOML file, then `MEDRESTORE_` variables on top of it.
+
+The file is the one that MEDRESTORE_CONFIG names, else `medrestore.toml` in the working folder
+where there is one. Keys are the field names below; variables are the same in capitals after the
+prefix, lists as JSON (`MEDRESTORE_DEVICES='["cpu"]'`). A key or variable that no field has is an
+error, so that a misspelt limit never passes unnoticed. `python -m app.settings` prints the table.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+import models
+from models.imaging.image import Limits
+
+PREFIX = "MEDRESTORE_"
+CONFIG_VARIABLE = PREFIX + "CONFIG"
+CONFIG_FILE = "medrestore.toml"
+OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, PREFIX + "SHARED"})  # read elsewhere: the file's path, the tests' data
+SHIPPED_BUNDLES = Path(models.__file__).parent / "bundles"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; each field says its unit."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
+    repository: Path = Field(SHIPPED_BUNDLES, description="folder of model bundles, `<name>/<version>/`")
+    denoise_model: str | None = Field(None, description="default denoiser, `name` or `name@version`")
+    superresolve_x2_model: str | None = Field(None, description="default model of scale 2")
+    superresolve_x4_model: str | None = Field(None, description="default model of scale 4")
+
+    backend: Literal["onnx", "torchscript", "openvino"] = Field("onnx", description="runtime of the exact mode")
+    fast_backend: Literal["onnx", "torchscript", "openvino"] = Field("openvino", description="runtime of the fast mode")
+    fast_precision: Literal["fp32", "bf16", "fp16"] = Field("bf16", description="number format of the fast mode")
+    fast_for_8_bit: bool = Field(True, description="fast mode for 8-bit images (never DICOM) where the caller is silent")
+    devices: list[str] = Field(["cpu"], min_length=1, description="one worker process per entry: `cpu`, `cuda:0`, ...")
+    threads: int = Field(0, ge=0, description="threads of one worker; 0 shares the cores among the workers")
+    codec_threads: PositiveInt = Field(4, description="threads that decode and encode images")
+
+    limit_bytes: PositiveInt = Field(Limits.bytes, description="largest request body, bytes")
+    limit_pixels: PositiveInt = Field(Limits.pixels, description="largest image, rows x columns x frames")
+    limit_frames: PositiveInt = Field(Limits.frames, description="most frames of one image")
+    requests: PositiveInt = Field(64, description="requests with an image held at once; one more is answered 429")
+    request_bytes: PositiveInt = Field(1024**3, description="bodies held at once, bytes")
+    queue_items: PositiveInt = Field(256, description="tiles that wait at most")
+    queue_pixels: PositiveInt = Field(256 * 1024**2, description="pixels that wait at most")
+    queue_bytes: PositiveInt = Field(2 * 1024**3, description="bytes that wait at most")
+    tiles_in_flight: PositiveInt = Field(16, description="tiles of one request in the queue at once")
+    timeout_s: PositiveFloat = Field(300.0, description="longest work on one request, seconds")
+    drain_s: PositiveFloat = Field(30.0, description="time to finish open requests at a stop, seconds")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level that is logged")
+
+    @model_validator(mode="after")
+    def _fit(self) -> Settings:
+        if self.limit_bytes > self.request_bytes:
+            raise ValueError("limit_bytes must not exceed request_bytes, or the largest request never fits")
+        return self
+
+    @property
+    def limits(self) -> Limits:
+        """The limits that decoding checks."""
+        return Limits(bytes=self.limit_bytes, pixels=self.limit_pixels, frames=self.limit_frames)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order of precedence: arguments, variables, the TOML file."""
+        refuse_unknown_variables(set(cls.model_fields))
+        path = config_path()
+        toml = (TomlConfigSettingsSource(settings_cls, path),) if path else ()
+        return (init_settings, env_settings, *toml)
+
+
+def config_path() -> Path | None:
+    """The TOML file to read. Raises FileNotFoundError where MEDRESTORE_CONFIG names none."""
+    named = os.environ.get(CONFIG_VARIABLE)
+    path = Path(named or CONFIG_FILE)
+    if path.is_file():
+        return path
+    if named:
+        raise FileNotFoundError(f"{CONFIG_VARIABLE} names {named}, which is no file")
+    return None
+
+
+def refuse_unknown_variables(fields: set[str]) -> None:
+    """pydantic-settings skips variables it does not know; a misspelt one is a mistake here."""
+    known = OTHER_VARIABLES | {PREFIX + field.upper() for field in fields}
+    if unknown := sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known):
+        raise ValueError(f"unknown settings in the environment: {', '.join(unknown)}")
+
+
+def table() -> str:
+    """All settings as a Markdown table: the one in the README."""
+
+    def shown(value: Any) -> str:
+        return "`models/bundles`" if value == SHIPPED_BUNDLES else f"`{value}`" if value is not None else ""
+
+    rows = [f"| `{name}` | {shown(field.default)} | {field.description} |" for name, field in Settings.model_fields.items()]
+    return "\n".join(["| Setting | Default | Meaning |", "| --- | --- | --- |", *rows])
+
+
+if __name__ == "__main__":
+    print(table())
