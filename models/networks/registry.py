@@ -1,0 +1,25 @@
+"""Every network by name: an explicit list, one line per network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from models.networks.noise_level import NoiseLevel
+from models.networks.superresolution import ResidualUpscaler
+from models.networks.unet import NoiseMapUNet
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "noise-level": NoiseLevel,
+    "noise-map-unet": NoiseMapUNet,
+    "residual-upscaler": ResidualUpscaler,
+}
+
+
+def build_network(name: str, options: dict[str, Any]) -> nn.Module:
+    """Constructs a network by name. Raises ValueError for an unknown name, listing the known ones."""
+    if name not in NETWORKS:
+        raise ValueError(f"no network {name!r}; known: {', '.join(sorted(NETWORKS))}")
+    return NETWORKS[name](**options)

@@ -1,0 +1,123 @@
+"""Training configurations: one TOML file per bundle, read into small dataclasses.
+
+Unknown keys are errors, and so are contradictions; the message names the key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from training.data.noise import NoisePopulation
+from training.data.pair import Degradation, PairConfig
+from training.data.source import SourceConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How one graph is trained."""
+
+    network: str  # a name in models.networks.registry
+    options: dict[str, Any] = field(default_factory=dict)  # of the network's constructor
+    steps: int = 1000
+    batch: int = 16  # over all processes together
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-6
+    warmup: int = 200  # steps of linear rise before the cosine
+    weight_decay: float = 0.0
+    gradient_norm: float = 1.0  # gradients are scaled down to this norm
+    ema: float = 0.999  # decay of the averaged weights, which are what is exported
+    precision: str = "bf16-mixed"  # or "32-true"
+    pairs: PairConfig = field(default_factory=PairConfig)
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("bf16-mixed", "32-true"):
+            raise ValueError(f"precision: {self.precision!r} is neither bf16-mixed nor 32-true")
+        if self.steps < 1 or self.batch < 1 or not 0 <= self.ema < 1:
+            raise ValueError("fit: steps >= 1, batch >= 1 and 0 <= ema < 1 are needed")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a training run produces."""
+
+    name: str  # of the bundle
+    task: str  # "denoise" or "superresolve"
+    summary: str
+    restore: Fit
+    estimate: Fit | None = None
+    scale: int = 1
+    seed: int = 0
+    sources: tuple[SourceConfig, ...] = ()
+    validation: tuple[SourceConfig, ...] = ()
+    noise: NoisePopulation = field(default_factory=NoisePopulation)
+    degradation: Degradation = field(default_factory=Degradation)
+    tiles: tuple[int, ...] = (256, 512, 1024)  # sides of the square tiles the export declares
+    checkpoint_every: int = 500
+    validate_every: int = 2000
+
+    def __post_init__(self) -> None:
+        if (self.task == "denoise") != (self.estimate is not None):
+            raise ValueError("estimate: a denoise configuration needs this section, another must not have it")
+        if not self.sources:
+            raise ValueError("sources: at least one is needed")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the configuration: a checkpoint of another one is refused."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def build(kind: type[T], raw: dict[str, Any], where: str) -> T:
+    """A dataclass from a TOML table, nested dataclasses and tuples of them included."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := set(raw) - known:
+        raise ValueError(f"{where}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(sorted(known))}")
+    return kind(**{key: convert(hints[key], value, f"{where}.{key}") for key, value in raw.items()})
+
+
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """One TOML value as the annotated type."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(arm for arm in typing.get_args(hint) if arm is not type(None))
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, where)
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        arms = typing.get_args(hint)
+        inner = arms[0] if len(arms) == 2 and arms[1] is ... else None
+        return tuple(convert(inner or arms[i], item, f"{where}[{i}]") for i, item in enumerate(value))
+    return value
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """`restore.steps=100` -> (["restore", "steps"], 100); the value is read as TOML, else as text."""
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"override {text!r}: write KEY=VALUE, as in restore.steps=1000")
+    try:
+        return key.split("."), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.split("."), value
+
+
+def read_config(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
+    """Reads a configuration file. Raises ValueError naming the key that is wrong."""
+    raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    for text in overrides:
+        keys, value = parse_override(text)
+        table = raw
+        for key in keys[:-1]:
+            table = table.setdefault(key, {})
+        table[keys[-1]] = value
+    return build(TrainConfig, raw, path.name)

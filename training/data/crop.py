@@ -1,0 +1,49 @@
+"""Crops for training: where, in which orientation, with which intensities.
+
+Everything is drawn from the generator that is handed in, so a sample is a function of its seed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from training.data.noise import Plane
+from training.data.source import Source
+
+
+def random_crop(plane: Plane, side: int, rng: np.random.Generator) -> Plane:
+    """A side x side part of plane (H, W), in one of its eight orientations; small planes are reflected."""
+    short = [max(0, side - length) for length in plane.shape]
+    if any(short):
+        plane = np.pad(plane, [(0, short[0]), (0, short[1])], mode="symmetric")
+    top, left = (int(rng.integers(0, length - side + 1)) for length in plane.shape)
+    crop = plane[top : top + side, left : left + side]
+    crop = np.rot90(crop, int(rng.integers(4)))
+    return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
+
+
+def vary_intensity(crop: Plane, rng: np.random.Generator, dark_share: float, invert_share: float) -> Plane:
+    """Makes photographs look more like medical images; stays within [0, 1].
+
+    A share is inverted (X-ray film), a share loses its dark end to black (air around the body).
+    """
+    if rng.random() < invert_share:
+        crop = 1.0 - crop
+    if rng.random() < dark_share:
+        threshold = np.quantile(crop, rng.uniform(0.05, 0.7))
+        crop = np.clip((crop - threshold) / max(1.0 - threshold, 0.2), 0.0, 1.0)
+    return crop.astype(np.float32, copy=False)
+
+
+class CropMixture:
+    """Draws crops from several sources according to their weights."""
+
+    def __init__(self, sources: list[Source]) -> None:
+        weights = np.array([source.config.weight for source in sources], dtype=np.float64)
+        self.sources = sources
+        self.cumulative = np.cumsum(weights / weights.sum())
+
+    def draw(self, side: int, rng: np.random.Generator) -> Plane:
+        """One clean crop (side, side) on the unit scale."""
+        source = self.sources[min(int(np.searchsorted(self.cumulative, rng.random())), len(self.sources) - 1)]
+        return random_crop(source.plane(int(rng.integers(len(source))), rng), side, rng)

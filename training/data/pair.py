@@ -1,0 +1,123 @@
+"""Pairs to learn from: (degraded, clean), as torch datasets indexed by sample number.
+
+Sample n of a run is sample n % batch of step n // batch; it depends on (seed, step, index) alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from training.data.crop import CropMixture, vary_intensity
+from training.data.noise import NoisePopulation, Plane, add_noise, clip_and_quantise
+from training.seeds import sample_generator
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """How a clean crop becomes a training pair."""
+
+    crop: int = 128  # side of a clean crop
+    dark_share: float = 0.25  # crops whose dark end is cut to black
+    invert_share: float = 0.15
+    clip_share: float = 0.4  # of noisy crops, clipped to [0, 1] ...
+    quantise_share: float = 0.5  # ... and of those, rounded to 8 bits
+
+
+class Pairs(Dataset[dict[str, Tensor]]):
+    """Common part of all pair datasets: numbering and seeds."""
+
+    def __init__(self, crops: CropMixture, config: PairConfig, seed: int, batch: int, steps: int) -> None:
+        self.crops, self.config = crops, config
+        self.seed, self.batch, self.steps = seed, batch, steps
+
+    def __len__(self) -> int:
+        return self.batch * self.steps
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        rng = sample_generator(self.seed, number // self.batch, number % self.batch)
+        clean = vary_intensity(
+            self.crops.draw(self.config.crop, rng), rng, self.config.dark_share, self.config.invert_share
+        )
+        return self.degrade(clean, rng)
+
+    def degrade(self, clean: Plane, rng: np.random.Generator) -> dict[str, Tensor]:
+        raise TypeError(f"{type(self).__name__} does not say how to degrade")
+
+
+class NoisyPairs(Pairs):
+    """Clean crops with noise of the population; `told` are the parameters, now and then a bit wrong."""
+
+    def __init__(
+        self,
+        crops: CropMixture,
+        config: PairConfig,
+        seed: int,
+        batch: int,
+        steps: int,
+        population: NoisePopulation,
+        misjudged_share: float = 0.1,
+    ) -> None:
+        super().__init__(crops, config, seed, batch, steps)
+        self.population, self.misjudged_share = population, misjudged_share
+
+    def degrade(self, clean: Plane, rng: np.random.Generator) -> dict[str, Tensor]:
+        law = self.population.draw(rng)
+        noisy = add_noise(clean, law, rng)
+        if rng.random() < self.config.clip_share:
+            noisy = clip_and_quantise(noisy, 256 if rng.random() < self.config.quantise_share else None)
+        factor = np.exp(rng.uniform(np.log(0.7), np.log(1.4))) if rng.random() < self.misjudged_share else 1.0
+        return {
+            "image": torch.from_numpy(noisy.astype(np.float32))[None],
+            "clean": torch.from_numpy(clean)[None],
+            "parameters": torch.from_numpy(law.parameters),
+            "told": torch.from_numpy(law.parameters * np.float32(factor**2)),
+        }
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """How a high-resolution crop is made small: shares of bicubic (else area) and of a little noise."""
+
+    bicubic_share: float = 0.7
+    noise_share: float = 0.3
+    highest_noise: float = 2.0 / 255
+
+
+class ReducedPairs(Pairs):
+    """Low- and high-resolution crops, aligned by pixel area."""
+
+    def __init__(
+        self,
+        crops: CropMixture,
+        config: PairConfig,
+        seed: int,
+        batch: int,
+        steps: int,
+        scale: int,
+        degradation: Degradation,
+    ) -> None:
+        super().__init__(crops, config, seed, batch, steps)
+        self.scale, self.degradation = scale, degradation
+
+    def degrade(self, clean: Plane, rng: np.random.Generator) -> dict[str, Tensor]:
+        high = torch.from_numpy(clean)[None]
+        kind = "bicubic" if rng.random() < self.degradation.bicubic_share else "area"
+        low = reduce(high, self.scale, kind)
+        if rng.random() < self.degradation.noise_share:
+            sigma = rng.uniform(0.0, self.degradation.highest_noise)
+            low = low + torch.from_numpy(rng.standard_normal(tuple(low.shape), dtype=np.float32) * np.float32(sigma))
+        return {"image": low, "clean": high}
+
+
+def reduce(image: Tensor, scale: int, kind: str = "bicubic") -> Tensor:
+    """image (C, H, W) made `scale` times smaller: anti-aliased bicubic (a = -0.5, as MATLAB's) or area mean."""
+    if kind == "area":
+        return F.avg_pool2d(image[None], scale)[0]
+    size = (image.shape[-2] // scale, image.shape[-1] // scale)
+    return F.interpolate(image[None], size=size, mode="bicubic", align_corners=False, antialias=True)[0]

@@ -1,0 +1,183 @@
+"""The training loop: one network, one dataset, resumable to the bit.
+
+Lightning Fabric brings devices, processes and precision; the loop itself stays in sight.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.config import Fit
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a network learns: a loss per batch, and what to report on held-back images."""
+
+    loss: Callable[[nn.Module, Batch], Tensor]
+    validate: Callable[[nn.Module], dict[str, float]]
+
+
+class Numbered(Sampler[int]):
+    """This process's share of the samples, in order, from `first_step` on."""
+
+    def __init__(self, fit: Fit, first_step: int, rank: int, processes: int) -> None:
+        self.fit, self.first_step, self.rank, self.processes = fit, first_step, rank, processes
+
+    def __iter__(self) -> Iterator[int]:
+        yield from range(self.first_step * self.fit.batch + self.rank, self.fit.steps * self.fit.batch, self.processes)
+
+    def __len__(self) -> int:
+        return (self.fit.steps - self.first_step) * self.fit.batch // self.processes
+
+
+def learning_rate(fit: Fit, step: int) -> float:
+    """Linear warm-up, then half a cosine from `learning_rate` to `final_learning_rate`."""
+    if step < fit.warmup:
+        return fit.learning_rate * (step + 1) / fit.warmup
+    progress = (step - fit.warmup) / max(1, fit.steps - fit.warmup)
+    span = fit.learning_rate - fit.final_learning_rate
+    return fit.final_learning_rate + span * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def update_average(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of the weights; young runs are averaged over fewer steps."""
+    rate = 1 - min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for kept, new in zip(average.parameters(), network.parameters(), strict=True):
+            kept.lerp_(new.to(kept), rate)
+
+
+class Log:
+    """A CSV file of numbers per step; a resumed run drops what came after its checkpoint."""
+
+    COLUMNS = ("step", "key", "value")
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        rows = []
+        if path.exists():
+            with path.open(newline="") as stream:
+                rows = [row for row in csv.DictReader(stream) if int(row["step"]) <= first_step]
+        self.stream = path.open("w", newline="")
+        self.writer = csv.DictWriter(self.stream, self.COLUMNS)
+        self.writer.writeheader()
+        self.writer.writerows(rows)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self.writer.writerows({"step": step, "key": key, "value": repr(value)} for key, value in values.items())
+        self.stream.flush()
+
+
+@dataclass
+class Run:
+    """State of one training run."""
+
+    network: nn.Module
+    average: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+
+    def state(self, config_digest: str) -> dict[str, Any]:
+        return {
+            "config": config_digest,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+
+def fit_network(
+    network: nn.Module,
+    dataset: Dataset[Batch],
+    objective: Objective,
+    fit: Fit,
+    folder: Path,
+    config_digest: str,
+    *,
+    fabric: Fabric,
+    checkpoint_every: int,
+    validate_every: int,
+    workers: int = 1,
+) -> nn.Module:
+    """Trains to `fit.steps` steps, from the checkpoint in `folder` if there is one.
+
+    Returns the averaged network in float32 and evaluation mode. Interrupted at any moment, a second
+    call loses at most `checkpoint_every` steps and ends with the same weights.
+    """
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = copy.deepcopy(network).eval()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=fit.learning_rate, weight_decay=fit.weight_decay)
+    run = Run(network, average.to(fabric.device), optimizer)
+    if saved := load_checkpoint(folder, config_digest):
+        run.restore(saved)
+    wrapped, optimizer = fabric.setup(network, optimizer)
+    run.optimizer = optimizer
+    sampler = Numbered(fit, run.step, fabric.global_rank, fabric.world_size)
+    loader = fabric.setup_dataloaders(
+        DataLoader(dataset, batch_size=fit.batch // fabric.world_size, sampler=sampler, num_workers=workers),
+        use_distributed_sampler=False,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    log = Log(folder / "log.csv", run.step) if fabric.is_global_zero else None
+    bar = tqdm(total=fit.steps, initial=run.step, desc=folder.name, disable=not fabric.is_global_zero, mininterval=2)
+    started = time.monotonic() - run.seconds
+    for batch in loader:
+        value = train_step(fabric, run, wrapped, objective, fit, batch)
+        run.seconds = time.monotonic() - started
+        bar.update()
+        last = run.step == fit.steps
+        if run.step % 100 == 0 or last:
+            bar.set_postfix(loss=f"{value:.4f}")
+            if log:
+                log.write(run.step, {"loss": value, "seconds": run.seconds})
+        if fabric.is_global_zero and (run.step % validate_every == 0 or last) and log:
+            scores = objective.validate(run.average)
+            log.write(run.step, scores)
+            bar.write(f"step {run.step}: " + ", ".join(f"{key} {score:.3f}" for key, score in scores.items()))
+        if fabric.is_global_zero and (run.step % checkpoint_every == 0 or last):
+            save_checkpoint(folder, run.state(config_digest))
+    bar.close()
+    return run.average
+
+
+def train_step(
+    fabric: Fabric, run: Run, wrapped: nn.Module, objective: Objective, fit: Fit, batch: Batch
+) -> float:
+    """One update of the weights and of their average; returns the loss."""
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(fit, run.step)
+    loss = objective.loss(wrapped, batch)
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss.item()} at step {run.step}; lower the learning rate")
+    fabric.backward(loss)
+    fabric.clip_gradients(wrapped, run.optimizer, max_norm=fit.gradient_norm)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    update_average(run.average, run.network, fit.ema, run.step)
+    run.step += 1
+    return float(loss.detach())

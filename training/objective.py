@@ -1,0 +1,106 @@
+"""What each kind of network is trained for, and how a run is judged on held-back images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.networks.denoiser import noise_map
+from training.data.noise import NoiseLaw, Plane, add_noise
+from training.data.pair import reduce
+from training.loop import Batch, Objective
+from training.loss import charbonnier, log_level_error, noise_weighted_l1
+from training.metric import psnr
+from training.seeds import sample_generator
+
+VALIDATION_SEED = 20_000_003  # far from any training seed
+
+
+def centre(plane: Plane, side: int, multiple: int = 4) -> Plane:
+    """The middle of a plane, at most side x side, both sides multiples of `multiple`."""
+    rows, columns = (min(side, length) // multiple * multiple for length in plane.shape)
+    top, left = (plane.shape[0] - rows) // 2, (plane.shape[1] - columns) // 2
+    return plane[top : top + rows, left : left + columns]
+
+
+def noisy_set(planes: Sequence[Plane], sigma: float) -> list[tuple[Plane, Plane, NoiseLaw]]:
+    """(noisy, clean, law) for every plane with white noise of that level; the same on every call."""
+    law = NoiseLaw(slope=0.0, offset=sigma**2)
+    return [
+        (add_noise(plane, law, sample_generator(VALIDATION_SEED, round(sigma * 1e6), i)), plane, law)
+        for i, plane in enumerate(planes)
+    ]
+
+
+def as_batch(plane: Plane) -> Tensor:
+    """A plane (H, W) as (1, 1, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(plane))[None, None]
+
+
+def denoising(planes: Sequence[Plane], side: int = 192) -> Objective:
+    """Restore the clean crop, told the noise level."""
+
+    def loss(network: nn.Module, batch: Batch) -> Tensor:
+        restored, _ = network(batch["image"], batch["told"], torch.ones_like(batch["told"][:, 0]))
+        sigma = torch.sqrt(batch["parameters"][:, 0] * 0.5 + batch["parameters"][:, 1])
+        return noise_weighted_l1(restored.float(), batch["clean"], sigma)
+
+    @torch.no_grad()
+    def validate(network: nn.Module) -> dict[str, float]:
+        scores = {}
+        for level in (15, 25, 50):
+            found = []
+            for noisy, clean, law in noisy_set([centre(p, side) for p in planes], level / 255):
+                parameters = torch.from_numpy(law.parameters)[None]
+                restored, _ = network(as_batch(noisy), parameters, torch.ones(1))
+                found.append(psnr(np.clip(restored[0, 0].numpy(), 0, 1), clean))
+            scores[f"psnr_{level}"] = float(np.mean(found))
+        return scores
+
+    return Objective(loss, validate)
+
+
+def noise_estimation(planes: Sequence[Plane], side: int = 256) -> Objective:
+    """Tell the noise-level function of the crop: right at every signal that occurs in it."""
+
+    def loss(network: nn.Module, batch: Batch) -> Tensor:
+        signal = F.avg_pool2d(batch["clean"], 8)
+        estimated = noise_map(signal, network(batch["image"]).float())
+        return log_level_error(estimated, noise_map(signal, batch["parameters"]))
+
+    @torch.no_grad()
+    def validate(network: nn.Module) -> dict[str, float]:
+        scores = {}
+        for level in (5, 15, 50):
+            errors = []
+            for noisy, clean, law in noisy_set([centre(p, side) for p in planes], level / 255):
+                estimated = noise_map(as_batch(clean), network(as_batch(noisy)))
+                errors.append(abs(float(estimated.mean()) / np.sqrt(law.offset) - 1))
+            scores[f"median_error_{level}"] = float(np.median(errors))
+        return scores
+
+    return Objective(loss, validate)
+
+
+def superresolution(planes: Sequence[Plane], scale: int, side: int = 256) -> Objective:
+    """Restore the high-resolution crop."""
+
+    def loss(network: nn.Module, batch: Batch) -> Tensor:
+        return charbonnier(network(batch["image"]).float(), batch["clean"])
+
+    @torch.no_grad()
+    def validate(network: nn.Module) -> dict[str, float]:
+        found, plain = [], []
+        for plane in planes:
+            high = centre(plane, side, multiple=4)
+            low = reduce(as_batch(high)[0], scale)[None]
+            bicubic = F.interpolate(low, scale_factor=scale, mode="bicubic", align_corners=False)
+            found.append(psnr(np.clip(network(low)[0, 0].numpy(), 0, 1), high))
+            plain.append(psnr(np.clip(bicubic[0, 0].numpy(), 0, 1), high))
+        return {"psnr": float(np.mean(found)), "bicubic": float(np.mean(plain))}
+
+    return Objective(loss, validate)

@@ -1,0 +1,142 @@
+"""Trains the graphs of one bundle: `medrestore train denoise --config ... --data ... --out ...`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from models.networks.denoiser import Denoiser
+from models.networks.registry import build_network
+from training.config import Fit, TrainConfig, read_config
+from training.data.crop import CropMixture
+from training.data.noise import Plane
+from training.data.pair import NoisyPairs, Pairs, ReducedPairs
+from training.data.source import Source, data_list
+from training.loop import Objective, fit_network
+from training.objective import denoising, noise_estimation, superresolution
+
+CONFIGS = Path(__file__).parent / "configs"
+WEIGHTS = "weights.pt"
+RUN = "run.json"
+
+
+def build_graph(config: TrainConfig, graph: str, fit: Fit) -> nn.Module:
+    """The untrained module of one graph, seeded."""
+    torch.manual_seed(config.seed)
+    network = build_network(fit.network, fit.options)
+    return Denoiser(network) if (config.task, graph) == ("denoise", "restore") else network
+
+
+def build_pairs(config: TrainConfig, graph: str, fit: Fit, crops: CropMixture) -> Pairs:
+    """The dataset of one graph; each graph draws from its own seed."""
+    seed = config.seed * 2 + (graph == "estimate")
+    if config.task == "superresolve":
+        return ReducedPairs(crops, fit.pairs, seed, fit.batch, fit.steps, config.scale, config.degradation)
+    misjudged = 0.0 if graph == "estimate" else 0.1
+    return NoisyPairs(crops, fit.pairs, seed, fit.batch, fit.steps, config.noise, misjudged)
+
+
+def build_objective(config: TrainConfig, graph: str, planes: list[Plane]) -> Objective:
+    if config.task == "superresolve":
+        return superresolution(planes, config.scale)
+    return noise_estimation(planes) if graph == "estimate" else denoising(planes)
+
+
+def validation_planes(config: TrainConfig, data: Path) -> list[Plane]:
+    """The held-back images, as each source's first window or scale shows them."""
+    planes = []
+    for source in (Source(s, data) for s in config.validation):
+        planes += [source.plane(i, np.random.default_rng(0)) for i in range(len(source))]
+    return planes
+
+
+def commit() -> str:
+    """Revision of the code, or "unknown" outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"
+
+
+def train(config: TrainConfig, data: Path, out: Path, fabric: Fabric, workers: int) -> None:
+    """Trains every graph of the bundle; each leaves `weights.pt`, and the run `run.json`, in `out`."""
+    sources = [Source(source, data) for source in config.sources]
+    planes = validation_planes(config, data)
+    seconds = {}
+    for graph, fit in (("estimate", config.estimate), ("restore", config.restore)):
+        if fit is None:
+            continue
+        network = fit_network(
+            build_graph(config, graph, fit),
+            build_pairs(config, graph, fit, CropMixture(sources)),
+            build_objective(config, graph, planes),
+            fit,
+            out / graph,
+            config.digest,
+            fabric=fabric,
+            checkpoint_every=config.checkpoint_every,
+            validate_every=config.validate_every,
+            workers=workers,
+        )
+        seconds[graph] = torch.load(out / graph / "checkpoint.pt", weights_only=True)["seconds"]
+        if fabric.is_global_zero:
+            torch.save(network.state_dict(), out / graph / WEIGHTS)
+    if fabric.is_global_zero:
+        write_run(out, config, sources, data, seconds, fabric)
+
+
+def write_run(
+    out: Path, config: TrainConfig, sources: list[Source], data: Path, seconds: dict[str, float], fabric: Fabric
+) -> None:
+    """Records what made the weights: configuration, data, code, machine, time."""
+    record = {
+        "config": dataclasses.asdict(config),
+        "config_digest": config.digest,
+        "commit": commit(),
+        "data": data_list(sources, data),
+        "seconds": seconds,
+        "processes": fabric.world_size,
+        "device": str(fabric.device),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+    (out / RUN).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="medrestore train", description=__doc__)
+    parser.add_argument("task", choices=["denoise", "superresolve"])
+    parser.add_argument("--config", required=True, help="a TOML file, or the name of a shipped one")
+    parser.add_argument("--data", type=Path, required=True, help="folder that the sources' folders lie in")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; a second call resumes it")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides the configuration")
+    parser.add_argument("--devices", type=int, default=1, help="processes or GPUs on this machine")
+    parser.add_argument("--accelerator", default="auto", help="cpu, cuda or auto")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of a process; 0 leaves it to PyTorch")
+    parser.add_argument("--workers", type=int, default=1, help="processes that prepare samples")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Entry point of `medrestore train`; returns the exit status."""
+    options = parse(argv)
+    path = Path(options.config) if options.config.endswith(".toml") else CONFIGS / f"{options.config}.toml"
+    config = read_config(path, tuple(options.set))
+    if config.task != options.task:
+        raise ValueError(f"{path.name} is a configuration for {config.task}, not {options.task}")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    fits = [fit for fit in (config.estimate, config.restore) if fit is not None]
+    fabric = Fabric(
+        accelerator=options.accelerator, devices=options.devices, precision=fits[-1].precision  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    train(config, options.data, options.out, fabric, options.workers)
+    return 0
