@@ -1,0 +1,215 @@
+"""What is shipped and how: container files, ignore files, package lists, file sizes."""
+
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = ["docker-compose.yml", "docker/compose.ci.yml"]
+RUNTIMES = {"onnxruntime", "onnxruntime-gpu"}  # both write the same folder
+REFUSED_BY_OLD_ENGINES = {
+    "a frontend image": r"^#\s*syntax=",
+    "a heredoc": r"^(RUN|COPY)\b.*<<",
+    "COPY --link": r"^(COPY|ADD)\b.*--link",
+    "HEALTHCHECK --start-interval": r"--start-interval",
+    "ADD --checksum": r"^ADD\b.*--checksum",
+}
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def instructions(name: str = "docker/Dockerfile") -> list[str]:
+    """Instructions with continued lines joined, comments left out."""
+    lines = [line for line in read(name).splitlines() if not line.lstrip().startswith("#")]
+    return [line for line in "\n".join(lines).replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def ignored(path: str, patterns: list[str]) -> bool:
+    """Docker's rule: a pattern takes a path or any folder above it; the last that matches decides."""
+    answer = False
+    for pattern in patterns:
+        kept, glob = pattern.startswith("!"), pattern.removeprefix("!").removeprefix("**/")
+        tries = [path, *map(str, PurePosixPath(path).parents)]
+        names = [part for t in tries for part in ([PurePosixPath(t).name] if "**/" in pattern else [t])]
+        if any(fnmatchcase(name, glob) and ("/" not in name or glob != "*") for name in names):
+            answer = not kept
+    return answer
+
+
+def extras() -> dict[str, list[Requirement]]:
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    lists = {"": project["dependencies"], **project["optional-dependencies"]}
+    return {name: [Requirement(text) for text in texts] for name, texts in lists.items()}
+
+
+def tracked(*paths: str) -> list[str]:
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        pytest.skip("needs git and a clone")
+    out = subprocess.run(["git", "ls-files", *paths], cwd=ROOT, capture_output=True, text=True, check=True)
+    return out.stdout.splitlines()
+
+
+@pytest.mark.parametrize("name", COMPOSE)
+def test_compose_file_holds_to_the_specification(name: str) -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(ROOT / name)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_bare_compose_up_serves_hardened_and_on_loopback_alone() -> None:
+    services = yaml.safe_load(read("docker-compose.yml"))["services"]
+    assert [name for name, service in services.items() if "profiles" not in service] == ["medrestore"]
+    for service in services.values():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert any(mount.startswith("/tmp") for mount in service["tmpfs"])
+        assert {"memory", "pids"} <= set(service["deploy"]["resources"]["limits"])
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    assert services["medrestore"]["ports"] == ["127.0.0.1:${PORT:-8000}:8000"]
+
+
+def test_ci_override_changes_only_services_that_exist() -> None:
+    names = [set(yaml.safe_load(read(name))["services"]) for name in COMPOSE]
+    assert names[1] <= names[0]
+
+
+@pytest.mark.parametrize("what", REFUSED_BY_OLD_ENGINES)
+def test_dockerfile_keeps_to_what_old_engines_build(what: str) -> None:
+    assert not re.search(REFUSED_BY_OLD_ENGINES[what], read("docker/Dockerfile"), re.MULTILINE)
+
+
+def test_image_runs_as_an_ordinary_user_and_stops_on_sigterm() -> None:
+    lines = instructions()
+    final = lines[max(i for i, line in enumerate(lines) if line.startswith("FROM ")) :]
+    assert int(next(line for line in reversed(final) if line.startswith("USER ")).split()[1]) >= 10000
+    assert "STOPSIGNAL SIGTERM" in final
+    command = next(line for line in final if line.startswith("CMD "))
+    assert command.startswith('CMD ["medrestore", "serve"'), "a shell as PID 1 would swallow SIGTERM"
+    health = next(line for line in final if line.startswith("HEALTHCHECK "))
+    assert re.search(r'CMD \["python".*/healthz/ready', health)
+
+
+def test_image_switches_telemetry_off() -> None:
+    environment = next(line for line in reversed(instructions()) if line.startswith("ENV "))
+    assert "ORT_DISABLE_TELEMETRY=1" in environment.split()
+
+
+def test_build_context_leaves_data_and_environments_out() -> None:
+    patterns = [line for line in read(".dockerignore").split("\n") if line and not line.startswith("#")]
+    for path in [".git/config", ".venv/bin/python", "data/a.png", "runs/denoise/last.ckpt", "tests/unit/x.py", ".env"]:
+        assert ignored(path, patterns), path
+    assert ignored("app/routes/__pycache__/health.pyc", patterns)
+
+
+def test_build_context_holds_what_the_image_copies() -> None:
+    patterns = [line for line in read(".dockerignore").split("\n") if line and not line.startswith("#")]
+    copied = [word for line in instructions() if line.startswith("COPY ") and "--from" not in line
+              for word in line.split()[1:-1]]  # fmt: skip
+    assert {"app", "models", "medrestore.py", "pyproject.toml"} <= set(copied)
+    for name in copied:
+        assert not ignored(name, patterns), name
+        assert (ROOT / name).exists(), name
+    for path in tracked("app", "models"):
+        assert not ignored(path, patterns), path
+
+
+def test_git_ignores_no_bundle() -> None:
+    tracked()
+    for path in ["models/bundles/denoise/1/restore.onnx", "models/bundles/denoise/1/restore.ts", "models/networks/a.py"]:
+        done = subprocess.run(["git", "check-ignore", "--no-index", path], cwd=ROOT, check=False, capture_output=True)
+        assert done.returncode == 1, f"{path} is ignored"
+
+
+def test_exactly_one_onnxruntime_wheel_is_asked_for() -> None:
+    wanted = {name: {r.name for r in requirements} & RUNTIMES for name, requirements in extras().items()}
+    assert {name: runtimes for name, runtimes in wanted.items() if runtimes} == {
+        "cpu": {"onnxruntime"},
+        "gpu": {"onnxruntime-gpu"},
+    }
+
+
+def test_at_most_one_onnxruntime_wheel_is_installed() -> None:
+    installed = {d.metadata["Name"].lower() for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    assert len(installed & RUNTIMES) <= 1
+
+
+def test_no_core_dependency_brings_onnxruntime() -> None:
+    pending = [r.name for r in extras()[""]]
+    seen: set[str] = set()
+    while pending:
+        name = pending.pop().lower()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            needed = map(Requirement, importlib.metadata.requires(name) or [])
+        except importlib.metadata.PackageNotFoundError:
+            continue  # an optional one, or for another platform
+        pending += [r.name for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
+    assert not seen & RUNTIMES
+
+
+def test_constraints_pin_exactly_and_torch_among_them() -> None:
+    lines = [line for line in read("constraints.txt").splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9.]*", line) for line in lines)
+    assert lines == sorted(lines, key=lambda line: line.split("==")[0])
+    assert "torch==2.13.0" in lines
+
+
+def test_constraints_fit_the_package_lists() -> None:
+    pins = dict(line.split("==") for line in read("constraints.txt").splitlines() if not line.startswith("#"))
+    for requirement in (r for requirements in extras().values() for r in requirements):
+        if requirement.name in pins:
+            assert pins[requirement.name] in requirement.specifier, requirement
+
+
+def test_no_file_names_a_package_index() -> None:
+    for name in ["Makefile", ".ci/run", "docker/Dockerfile", "constraints.txt", "pyproject.toml", *COMPOSE]:
+        assert not re.search(r"index-url|find-links|trusted-host|//[^/\s]*(pypi|simple)", read(name)), name
+
+
+@pytest.mark.parametrize("target", ["serve", "test", "lint", "bench", "train"])
+def test_every_make_target_has_a_recipe(target: str) -> None:
+    if not shutil.which("make"):
+        pytest.skip("needs make")
+    command = ["make", "--dry-run", "--always-make", target, "HOST=0.0.0.0", "PORT=9001"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "python3 -m venv .venv" in done.stdout
+    assert ("--host 0.0.0.0 --port 9001" in done.stdout) == (target == "serve")
+
+
+def test_ci_script_parses() -> None:
+    subprocess.run(["bash", "-n", str(ROOT / ".ci/run")], check=True)
+
+
+def test_no_python_file_is_longer_than_600_lines() -> None:
+    files = [*ROOT.glob("*.py"), *(p for d in ("app", "models", "training", "tests") for p in (ROOT / d).rglob("*.py"))]
+    assert len(files) > 10
+    assert {str(p.relative_to(ROOT)): n for p in files if (n := len(p.read_text().splitlines())) > 600} == {}
+
+
+def test_licences_are_stated() -> None:
+    assert "Apache License" in read("LICENSE")
+    assert "END OF TERMS AND CONDITIONS" in read("LICENSE")
+    weights = read("models/bundles/LICENSE-WEIGHTS.md")
+    assert "BSDS500" in weights
+    assert "research" in weights
+    assert "not a medical device" in read("README.md")
+
+
+def test_weights_travel_with_their_licence() -> None:
+    shipped = tomllib.loads(read("pyproject.toml"))["tool"]["setuptools"]["package-data"]["models"]
+    for path in ["bundles/denoise/1/manifest.json", "bundles/LICENSE-WEIGHTS.md"]:
+        assert any(fnmatchcase(path, pattern) and path.count("/") == pattern.count("/") for pattern in shipped), path
