@@ -1,0 +1,134 @@
+"""Between stored pixel values and the networks' unit scale."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from models.imaging.image import Image, ValueMap
+
+Array = np.ndarray[Any, Any]
+
+
+def integer_values(dtype: np.dtype[Any], inverted: bool = False) -> ValueMap:
+    """Maps the whole range of an integer type onto [0, 1]; `inverted` where the smallest value is white."""
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    sign = -1.0 if inverted else 1.0
+    return ValueMap(scale=sign / (high - low), offset=(high if inverted else -low) / (high - low))
+
+
+def float_values(pixels: Array, inverted: bool = False) -> ValueMap:
+    """Scales floating-point pixels by the power of two that brings the largest magnitude into [0.5, 1).
+
+    A power of two loses no bit, and the networks answer alike at any gain, so the choice is free.
+    """
+    largest = float(np.abs(pixels).max(initial=0.0))
+    exponent = min(max(math.frexp(largest)[1], -1000), 1000) if largest else 0
+    return ValueMap(scale=math.ldexp(-1.0 if inverted else 1.0, -exponent), offset=0.0, unit="float value")
+
+
+def to_unit(image: Image) -> Array:
+    """The image on the unit scale: (frames, samples, rows, columns), float32.
+
+    Computed in float64 and rounded once. Padding pixels take a smooth continuation of the measured
+    pixels around them, so that a network sees no cliff; in a frame without measured pixels they are 0.
+    """
+    frames, rows, columns, samples = image.pixels.shape
+    unit = np.empty((frames, samples, rows, columns), np.float32)
+    for index in range(frames):
+        plane = np.moveaxis(image.pixels[index], -1, 0) * np.float64(image.values.scale) + image.values.offset
+        if image.padding is not None and image.padding[index].any():
+            plane = np.stack([fill(sample, image.padding[index]) for sample in plane])
+        unit[index] = plane
+    return unit
+
+
+def from_unit(unit: Array, image: Image, scale: int = 1) -> tuple[Image, int]:
+    """Puts an answer of the networks back into the image's stored type.
+
+    `unit` is (frames, samples, scale * rows, scale * columns) on the unit scale. Values are rounded
+    to the stored type and held within [image.minimum, image.maximum]; the second result counts the
+    samples that had to be. At scale 1 the *change* is applied to the stored value, so no change is
+    bit-exact for every type. Padding pixels come back as they were (repeated under a larger scale),
+    and no measured pixel ends among the padding values. Raises FloatingPointError for NaN or infinity.
+    """
+    if not np.isfinite(unit).all():
+        raise FloatingPointError("the network's answer holds NaN or infinity")
+    padding = None if image.padding is None else _repeat(image.padding, scale)
+    frames, samples, rows, columns = unit.shape
+    pixels = np.empty((frames, rows, columns, samples), image.pixels.dtype)
+    clipped = 0
+    before = to_unit(image) if scale == 1 else None
+    for index in range(frames):
+        stored = _repeat(image.pixels[index : index + 1], scale)[0]
+        change = None if before is None else np.moveaxis(unit[index] - before[index].astype(np.float64), 0, -1)
+        value = _stored_value(np.moveaxis(unit[index], 0, -1), change, stored, image.values)
+        mask = None if padding is None else padding[index]
+        pixels[index], cut = _fit(value, stored, mask, image)
+        clipped += cut
+    return image.with_pixels(pixels, scale, padding), clipped
+
+
+def fill(plane: Array, mask: Array) -> Array:
+    """A plane (rows, columns), float64, with masked pixels replaced by the mean of measured pixels near them.
+
+    Pull-push interpolation (Gortler et al., The Lumigraph, 1996, section 3.4): an empty cell takes
+    the mean of the smallest enclosing cell of 2^n x 2^n pixels that holds any measured pixel.
+    """
+    if mask.all():
+        return np.zeros_like(plane)
+    return np.where(mask, _cell_means(np.where(mask, 0.0, plane), (~mask).astype(np.float64)), plane)
+
+
+def _cell_means(total: Array, weight: Array) -> Array:
+    if weight.all():
+        return np.asarray(total / weight)
+    coarse = _cell_means(_sum_cells(total), _sum_cells(weight))
+    means = coarse.repeat(2, 0).repeat(2, 1)[: total.shape[0], : total.shape[1]].copy()
+    return np.divide(total, weight, out=means, where=weight > 0)
+
+
+def _sum_cells(plane: Array) -> Array:
+    rows, columns = plane.shape
+    even = np.pad(plane, ((0, rows % 2), (0, columns % 2)))
+    return np.asarray(even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2).sum((1, 3)))
+
+
+def _repeat(array: Array, scale: int) -> Array:
+    """Each pixel of (frames, rows, columns, ...) `scale` times along rows and columns."""
+    return array if scale == 1 else array.repeat(scale, 1).repeat(scale, 2)
+
+
+def _stored_value(unit: Array, change: Array | None, stored: Array, values: ValueMap) -> Array:
+    """Exact stored values in float64, (rows, columns, samples), before rounding."""
+    with np.errstate(over="ignore"):  # an overflow becomes infinite here and is held to the maximum later
+        if change is None:
+            return np.asarray((unit.astype(np.float64) - values.offset) / values.scale)
+        return np.asarray(stored + change / values.scale)
+
+
+def _fit(value: Array, stored: Array, mask: Array | None, image: Image) -> tuple[Array, int]:
+    """Rounds and limits values, keeps what did not change and what is padding; counts limited samples."""
+    integer = np.issubdtype(stored.dtype, np.integer)
+    rounded = np.rint(value) if integer else value
+    kept = np.zeros(stored.shape[:2], bool) if mask is None else mask
+    kept = kept[..., None] | (rounded == stored)
+    outside = ~kept & ((rounded < image.minimum) | (rounded > image.maximum))
+    fitted = np.clip(rounded, image.minimum, image.maximum).astype(stored.dtype)
+    if mask is not None and mask.any():
+        fitted = _leave_padding(fitted, stored, stored[mask])
+    return np.where(kept, stored, fitted), int(np.count_nonzero(outside))
+
+
+def _leave_padding(fitted: Array, stored: Array, padding_values: Array) -> Array:
+    """Moves pixels that fell among the padding values to the nearest value on the side they came from."""
+    low, high = padding_values.min(), padding_values.max()
+    if np.issubdtype(stored.dtype, np.integer):
+        below, above = np.int64(low) - 1, np.int64(high) + 1  # wider than any stored type, which may end there
+    else:
+        below, above = np.nextafter(low, -np.inf), np.nextafter(high, np.inf)
+    fell = (fitted >= low) & (fitted <= high)
+    fitted = np.where(fell & (stored > high), above, fitted)
+    return np.where(fell & (stored < low), below, fitted).astype(stored.dtype)
