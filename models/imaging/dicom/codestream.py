@@ -1,0 +1,105 @@
+"""Reads the headers of compressed frames, so that no decoder believes what the dataset denies.
+
+Decoders allocate by what the codestream says. A frame whose own size contradicts Rows and Columns,
+that claims millions of tiles, or that was cut short is refused before any of them sees it.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from models.errors import CorruptImage
+
+_STARTS_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_END = b"\xff\xd9"  # EOI of JPEG and JPEG-LS, EOC of JPEG 2000
+_MOST_TILES = 65_535  # ISO/IEC 15444-1 A.4.2: Isot is 16 bits
+_RLE_UNCHECKED = 4 * 1024**2  # a packed frame below this cannot unpack to more than 256 MiB
+
+
+@dataclass(frozen=True)
+class Codestream:
+    """What a compressed frame says about itself."""
+
+    rows: int
+    columns: int
+    samples: int
+    precision: int
+    reversible: bool = False  # JPEG 2000: the reversible 5-3 wavelet
+
+
+def read_codestream(frame: bytes, coding: str) -> Codestream:
+    """Header of one frame of "jpeg", "jpeg-ls" or "jpeg2000" coding. Raises CorruptImage."""
+    if _END not in frame.rstrip(b"\0")[-4:]:
+        raise CorruptImage("truncated: a compressed frame has no end marker")
+    try:
+        return _read_jpeg2000(frame) if coding == "jpeg2000" else _read_jpeg(frame)
+    except (IndexError, struct.error):
+        raise CorruptImage("truncated: the header of a compressed frame is cut short") from None
+
+
+def _read_jpeg(frame: bytes) -> Codestream:
+    """ISO/IEC 10918-1 B.2.2 and ISO/IEC 14495-1 C.2.2: the frame header has one layout for both."""
+    if frame[:2] != b"\xff\xd8":
+        raise CorruptImage("a compressed frame is no JPEG codestream")
+    offset = 2
+    while True:
+        marker, code, length = struct.unpack_from(">BBH", frame, offset)
+        if marker != 0xFF:
+            raise CorruptImage("a compressed frame has damaged JPEG markers")
+        if code == 0xFF:  # fill byte before a marker
+            offset += 1
+            continue
+        if code in _STARTS_OF_FRAME:
+            precision, rows, columns, samples = struct.unpack_from(">BHHB", frame, offset + 4)
+            return Codestream(rows, columns, samples, precision)
+        offset += 2 + length
+
+
+def _read_jpeg2000(frame: bytes) -> Codestream:
+    """ISO/IEC 15444-1 A.5.1 (SIZ) and A.6.1 (COD); a JP2 file around the codestream is skipped."""
+    start = frame.find(b"\xff\x4f\xff\x51")
+    if start < 0:
+        raise CorruptImage("a compressed frame is no JPEG 2000 codestream")
+    length = struct.unpack_from(">H", frame, start + 4)[0]
+    right, bottom, left, top, tile_width, tile_height, tile_left, tile_top, samples, depth = struct.unpack_from(
+        ">8IHB", frame, start + 8
+    )
+    if not (tile_width and tile_height):
+        raise CorruptImage("a JPEG 2000 frame has tiles without a size")
+    across = -(-(right - tile_left) // tile_width)
+    down = -(-(bottom - tile_top) // tile_height)
+    if across * down > _MOST_TILES:
+        raise CorruptImage("a JPEG 2000 frame claims more tiles than the format allows")
+    reversible = _uses_reversible_wavelet(frame, start + 4 + length)
+    return Codestream(bottom - top, right - left, samples, (depth & 0x7F) + 1, reversible)
+
+
+def _uses_reversible_wavelet(frame: bytes, offset: int) -> bool:
+    """Whether COD, somewhere in the main header from `offset`, names the 5-3 wavelet."""
+    while frame[offset] == 0xFF and frame[offset + 1] != 0x90:  # SOT ends the main header
+        length = struct.unpack_from(">H", frame, offset + 2)[0]
+        if frame[offset + 1] == 0x52:
+            return frame[offset + 13] == 1
+        offset += 2 + length
+    return False
+
+
+def check_run_lengths(frame: bytes, expected: int) -> None:
+    """Refuses an RLE frame (PS3.5 annex G) that would unpack to far more than `expected` bytes.
+
+    Two packed bytes can unpack to 128. Only large frames are worth the walk. Raises CorruptImage.
+    """
+    if len(frame) <= _RLE_UNCHECKED:
+        return
+    unpacked, offset = 0, 64
+    while offset < len(frame) and unpacked <= 2 * expected:
+        header = frame[offset]
+        if header < 128:
+            unpacked, offset = unpacked + header + 1, offset + header + 2
+        elif header > 128:
+            unpacked, offset = unpacked + 257 - header, offset + 2
+        else:
+            offset += 1
+    if unpacked > 2 * expected:
+        raise CorruptImage("an RLE frame unpacks to more than the image holds")

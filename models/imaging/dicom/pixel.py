@@ -1,0 +1,117 @@
+"""Pixel data elements to arrays, and arrays to pixel data elements (PS3.5 section 8, annex A)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.tag import Tag
+
+from models.errors import CorruptImage, UnsupportedImage
+from models.imaging.dicom.codestream import Codestream, check_run_lengths, read_codestream
+from models.imaging.dicom.scope import image_size
+from models.imaging.dicom.syntax import SYNTAXES, Syntax
+
+Array = np.ndarray[Any, Any]
+
+_PIXEL_DATA = Tag("PixelData")
+
+
+def decode_pixels(dataset: Dataset) -> Array:
+    """(frames, rows, columns, samples) in the allocated dtype, native byte order, colour as RGB.
+
+    Bits above BitsStored are still as in the file: they may be overlays, or a padding value.
+    Raises CorruptImage or UnsupportedImage.
+    """
+    syntax = SYNTAXES[dataset.file_meta.TransferSyntaxUID]
+    if syntax.coding == "native":
+        _check_native_length(dataset)
+    else:
+        _check_frames(dataset, syntax)
+    rows, columns, frames = image_size(dataset)
+    array, photometric = _decode(dataset, syntax)
+    array = array.reshape(frames, rows, columns, dataset.SamplesPerPixel)
+    if dataset.SamplesPerPixel == 3 and photometric != "RGB":
+        raise UnsupportedImage("unsupported_pixels", f"{dataset.PhotometricInterpretation} cannot be turned into RGB")
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+
+
+def write_pixels(dataset: Dataset, pixels: Array) -> None:
+    """Puts (frames, rows, columns, samples) into `dataset` as native little-endian pixel data."""
+    _, rows, columns, samples = pixels.shape
+    dataset.Rows, dataset.Columns = rows, columns
+    if samples == 3:
+        dataset.PhotometricInterpretation = "RGB"
+        dataset.PlanarConfiguration = 0
+    data = pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
+    vr = "OW" if dataset.BitsAllocated > 8 else "OB"
+    dataset[_PIXEL_DATA] = DataElement(_PIXEL_DATA, vr, data + b"\0" * (len(data) % 2))
+
+
+def is_lossy(dataset: Dataset) -> bool:
+    """Whether the pixels were ever compressed with loss (PS3.3 C.7.6.1.1.5), flagged or not."""
+    syntax = SYNTAXES[dataset.file_meta.TransferSyntaxUID]
+    if dataset.get("LossyImageCompression") == "01" or syntax.lossy:
+        return True
+    if not syntax.method:
+        return False
+    frame = next(generate_frames(dataset.PixelData, number_of_frames=image_size(dataset)[2]))
+    return not read_codestream(frame, syntax.coding).reversible
+
+
+def _frame_bytes(dataset: Dataset) -> int:
+    """Bytes of one native frame; YBR_FULL_422 shares its colour between two pixels (C.7.6.3.1.2)."""
+    rows, columns, _ = image_size(dataset)
+    samples = 2 if dataset.PhotometricInterpretation == "YBR_FULL_422" else dataset.SamplesPerPixel
+    return int(rows * columns * samples * dataset.BitsAllocated // 8)
+
+
+def _check_native_length(dataset: Dataset) -> None:
+    expected = _frame_bytes(dataset) * image_size(dataset)[2]
+    if len(dataset.PixelData) < expected:
+        raise CorruptImage(f"truncated: {len(dataset.PixelData)} bytes of pixel data where {expected} are needed")
+
+
+def _check_frames(dataset: Dataset, syntax: Syntax) -> None:
+    """Every compressed frame there, whole, and of the size and depth that the dataset promises."""
+    frames = image_size(dataset)[2]
+    found = 0
+    for frame in generate_frames(dataset.PixelData, number_of_frames=frames):
+        found += 1
+        if syntax.coding == "rle":
+            check_run_lengths(frame, dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * 2)
+        else:
+            _check_codestream(dataset, read_codestream(frame, syntax.coding))
+    if found < frames:
+        raise CorruptImage(f"truncated: {found} compressed frames where {frames} are promised")
+
+
+def _check_codestream(dataset: Dataset, stream: Codestream) -> None:
+    if (stream.rows, stream.columns) != (dataset.Rows, dataset.Columns):
+        raise CorruptImage("a compressed frame differs in size from Rows and Columns")
+    if stream.samples != dataset.SamplesPerPixel or stream.precision > dataset.BitsAllocated:
+        raise CorruptImage("a compressed frame differs in samples or depth from the header")
+    if SYNTAXES[dataset.file_meta.TransferSyntaxUID].method == "ISO_10918_1" and stream.precision != 8:
+        raise UnsupportedImage(
+            "unsupported_transfer_syntax", "12-bit JPEG has no free decoder; ask the archive for Explicit VR"
+        )
+
+
+def _decode(dataset: Dataset, syntax: Syntax) -> tuple[Array, str]:
+    """The array and its photometric interpretation, by the first named plug-in that decodes all frames."""
+    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+    options: dict[str, Any] = {"allow_excess_frames": False}
+    if syntax.coding in ("native", "rle", "jpeg"):
+        options["correct_unused_bits"] = False
+    failures = []
+    for plugin in syntax.plugins or ("",):
+        try:
+            array, properties = decoder.as_array(dataset, decoding_plugin=plugin, **options)
+            return array, str(properties["photometric_interpretation"])
+        except (ValueError, RuntimeError, AttributeError, TypeError, IndexError) as exc:
+            failures.append(f"{plugin or 'native'}: {type(exc).__name__}")
+    raise CorruptImage(f"the pixel data cannot be decoded ({', '.join(failures)})")
