@@ -1,13 +1,34 @@
-"""The engine: a bounded queue in front of supervised workers. (Signatures first; body follows.)"""
+"""The engine: a bounded queue in front of supervised worker processes.
+
+An item is accepted (or refused: QueueFull, NotReady), waits in `WorkQueue`, and leaves it in a batch
+as soon as a worker is idle: nothing is held back to fill a batch, so a lone item never waits while a
+worker rests. Every accepted item is completed exactly once, in `_finish`, on every path.
+
+By default a batch is one item: a CPU gains nothing from more, and no runtime promises that an item's
+last bits do not depend on its batch mates. `EngineConfig.batch_items` raises it where that is wanted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import math
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from app.admission import Admission, Pace, QueueLimits, Room, Usage
 from app.catalogue import Catalogue
-from app.errors import NotReady
-from app.queue import Admission, Answer, Array, Cancellation, Priority, QueueLimits, WorkItem
+from app.errors import Cancelled, DeadlineExceeded, NotReady, QueueFull, RunFailed, ServiceError, WorkerLost
+from app.loader import Loader
+from app.observer import EngineObserver
+from app.queue import Entry, WorkQueue
+from app.supervisor import Patience, Supervisor, WorkerStatus, cores
+from app.work import Answer, Array, Cancellation, Priority, WorkItem
+from app.workers import Model, WorkerDeathError
+from models.bundle import Bundle
+from models.errors import MedRestoreError
 
 __all__ = [
     "Admission",
@@ -16,49 +37,40 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "EngineObserver",
+    "Patience",
     "Priority",
     "QueueLimits",
     "WorkItem",
     "WorkerStatus",
 ]
 
+ATTEMPTS = 2  # runs that may end a worker before the item is given up
+EXPIRED = "the deadline passed before the work was done"
+
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How the engine runs; every field has a default that serves on the CPU."""
+    """How the engine runs; the defaults serve on the CPU."""
 
     devices: tuple[str, ...] = ("cpu",)  # one worker process each
     backends: Mapping[str, str] = field(default_factory=lambda: {"fp32": "onnx", "bf16": "openvino"})  # by precision
     preload: tuple[str, ...] = ("fp32",)  # precisions loaded and self-tested before ready; others at first use
-    threads: int | None = None  # of each CPU worker; None: the cores that are there, shared out
+    threads: int | None = None  # of each worker; None: the cores that are there, shared out
     limits: QueueLimits = field(default_factory=QueueLimits)
     batch_items: Mapping[str, int] = field(default_factory=lambda: {"fp32": 1, "bf16": 1})  # at most, by precision
     batch_pixels: int = 4 * 1024**2
-    run_limit_s: float = 300.0  # a worker that is busy longer with one batch is killed
-    restart_delay_s: float = 0.2  # doubled after each death, to `restart_delay_max_s`
-    restart_delay_max_s: float = 30.0
+    patience: Patience = field(default_factory=Patience)
 
 
-class EngineObserver:
-    """Called on the event loop for metrics; subclass what you publish."""
+@dataclass(eq=False, kw_only=True)
+class Pending(Entry):
+    """An entry with what the engine needs to complete it."""
 
-    def accepted(self, item: WorkItem) -> None: ...
-    def shed(self, reason: str) -> None: ...  # "items", "pixels", "bytes", "not_ready"
-    def batch_ran(self, device: str, items: int, pixels: int, run_s: float) -> None: ...
-    def finished(self, item: WorkItem, outcome: str, queue_s: float, run_s: float) -> None: ...
-    # outcome: "ok", "cancelled", "expired", "failed", "lost", "stopped"
-    def worker_restarted(self, device: str) -> None: ...
-
-
-@dataclass(frozen=True)
-class WorkerStatus:
-    """One worker, as readiness and metrics show it."""
-
-    device: str
-    state: str  # "starting", "idle", "busy", "restarting", "failed", "stopped"
-    pid: int | None
-    restarts: int
-    detail: str  # why it failed, else ""
+    future: asyncio.Future[Answer]
+    accepted: float  # seconds of the loop's clock
+    admission: Admission | None  # its own, where the item brought none
+    timer: asyncio.TimerHandle | None = None
+    done: bool = False
 
 
 class Engine:
@@ -66,35 +78,263 @@ class Engine:
 
     def __init__(
         self, catalogue: Catalogue, config: EngineConfig = EngineConfig(), observer: EngineObserver | None = None
-    ) -> None: ...
+    ) -> None:
+        self.catalogue = catalogue
+        self.config = config
+        self._observer = observer or EngineObserver()
+        self._queue: WorkQueue[Pending] = WorkQueue()
+        self._room = Room(config.limits)
+        self._entries: set[Pending] = set()  # accepted and unfinished, waiting or running
+        self._pace = Pace()
+        self._order = 0
+        self._changed = asyncio.Event()
+        self._loader = Loader(catalogue, config.backends, config.preload)
+        self._workers: list[Supervisor] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopped = False
+
+    # -- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Starts the workers and returns at once; `ready` turns true when one has loaded and self-tested."""
+        """Starts the workers and returns at once; `ready` turns true when one has passed its self-tests."""
+        threads = self.config.threads or max(1, cores() // len(self.config.devices))
+        for device in self.config.devices:
+            worker = Supervisor(device, threads, self.config.patience, self._notice)
+            self._workers.append(worker)
+            work = worker.supervise(self._loader.warm_up, self._turn, self._observer.worker_restarted)
+            self._tasks.append(asyncio.create_task(work, name=f"worker {device}"))
 
     async def wait_ready(self, timeout_s: float | None = None) -> None:
-        """Raises NotReady with the reason when no worker becomes ready."""
+        """Raises NotReady with the reason where no worker becomes ready, or not in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self.ready:
+                    if self._stopped or all(worker.state == "failed" for worker in self._workers):
+                        raise NotReady(self.reason or "")
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise NotReady(self.reason or "") from None
 
     async def stop(self) -> None:
-        """Fails what waits with NotReady and ends the workers within 2 seconds."""
+        """Fails what is unfinished with NotReady and ends the workers, busy ones at once."""
+        self._stopped = True
+        for entry in list(self._entries):
+            self._finish(entry, NotReady("the service is shutting down"), "stopped")
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(worker.stop() for worker in self._workers))
+        self._changed.set()
+
+    # -- state --------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """True while some worker takes work and some bundle is served."""
+        return self.reason is None
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is not ready, or None."""
+        if self._stopped:
+            return "the service is shutting down"
+        if not any(worker.usable for worker in self._workers):
+            details = [f"{worker.device} {worker.state} {worker.detail}".strip() for worker in self._workers]
+            return f"no worker is ready: {'; '.join(details) or 'not started'}"
+        return None if self.catalogue.bundles else "no model is served"
+
+    @property
+    def workers(self) -> list[WorkerStatus]:
+        return [worker.status for worker in self._workers]
+
+    @property
+    def queued_items(self) -> int:
+        return self._queue.items
+
+    @property
+    def queued_pixels(self) -> int:
+        return self._queue.pixels
+
+    @property
+    def running_items(self) -> int:
+        return len(self._entries) - self._queue.items
+
+    @property
+    def backlog_s(self) -> float:
+        """Estimated seconds until all that is admitted now is done."""
+        working = sum(worker.state in ("idle", "busy") for worker in self._workers)
+        return self._pace.seconds_for(self._room.used.pixels) / max(1, working)
+
+    def supports(self, bundle: Bundle, precision: str) -> bool:
+        """Whether `submit` would take the precision; one not yet loaded may still turn out to be refused."""
+        return self._loader.objection(bundle, precision) is None
+
+    # -- work ---------------------------------------------------------------------------------
+
+    def admit(self, items: int, pixels: int, bytes: int) -> Admission:
+        """Books room for a whole request, so that it is refused before its first tile or not at all.
+
+        Hand it to each of the request's items, and leave its `with` block when they are done. Raises
+        QueueFull, NotReady.
+        """
+        if self.reason is not None:
+            self._observer.shed("not_ready")
+            raise NotReady(self.reason)
+        wanted = Usage(items, pixels, bytes)
+        if overflow := self._room.overflow(wanted):
+            what, share = overflow
+            self._observer.shed(what)
+            raise QueueFull(what, max(1.0, math.ceil(share * self.backlog_s)))
+        return self._room.take(wanted)
 
     async def run(self, item: WorkItem) -> dict[str, Array]:
-        """`submit`, arrays alone."""
+        """`submit`, the arrays alone."""
         return (await self.submit(item)).arrays
 
     async def submit(self, item: WorkItem) -> Answer:
-        """The answer. Raises QueueFull, NotReady, DeadlineExceeded, Cancelled, WorkerLost, RunFailed,
-        BundleNotFound, BundleInvalid (self-test failed), BackendUnavailable. Cancelling the awaiting task withdraws
-        the item."""
-        raise NotReady("the engine is being written")
+        """Waits for the item's answer; cancelling the awaiting task withdraws the item.
 
-    def admit(self, items: int, pixels: int, bytes: int) -> Admission:
-        """Takes room for a whole request at once (context manager), so that it is refused before its first tile
-        or not at all. Raises QueueFull. Hand it to each WorkItem as `admission`."""
-        raise NotReady("the engine is being written")
+        Raises QueueFull, NotReady, DeadlineExceeded, Cancelled, WorkerLost, RunFailed, OptionError (a
+        precision the model was not exported for), BundleNotFound, BundleInvalid, BackendUnavailable.
+        """
+        entry = self._accept(item)
+        try:
+            return await entry.future
+        finally:
+            self._finish(entry, Cancelled("the caller has gone"), "cancelled")  # nothing, where it is done
+            if not entry.future.cancelled():
+                entry.future.exception()  # else asyncio reports it as unseen where the caller left just now
 
-    ready: bool
-    workers: Sequence[WorkerStatus]
-    queued_items: int
-    queued_pixels: int
-    running_items: int
-    backlog_s: float  # estimated seconds until a new item would start
+    def _accept(self, item: WorkItem) -> Pending:
+        if error := self._loader.objection(self.catalogue.by_digest(item.digest), item.precision):
+            raise error
+        if item.admission is not None and not item.admission.open:
+            raise ValueError("the item's admission was already released")
+        if _expired(item):
+            raise DeadlineExceeded(EXPIRED)
+        usage = item.usage
+        own = self.admit(usage.items, usage.pixels, usage.bytes) if item.admission is None else None
+        if self.reason is not None:
+            raise NotReady(self.reason)
+        loop = asyncio.get_running_loop()
+        self._order += 1
+        entry = Pending(item, self._order, future=loop.create_future(), accepted=loop.time(), admission=own)
+        self._entries.add(entry)
+        self._queue.push(entry)
+        if item.deadline is not None:
+            left = item.deadline - time.monotonic()
+            entry.timer = loop.call_later(left, self._finish, entry, DeadlineExceeded(EXPIRED), "expired")
+        item.cancellation.subscribe(entry, lambda: self._finish(entry, Cancelled("withdrawn"), "cancelled"))
+        self._changed.set()
+        return entry
+
+    def _finish(
+        self, entry: Pending, result: Answer | MedRestoreError, outcome: str, queue_s: float = 0.0, run_s: float = 0.0
+    ) -> None:
+        """The one place that completes an item; nothing, where it is complete."""
+        if entry.done:
+            return
+        entry.done = True
+        self._entries.discard(entry)
+        self._queue.discard(entry)
+        entry.item.cancellation.unsubscribe(entry)
+        if entry.timer:
+            entry.timer.cancel()
+        if entry.admission:
+            entry.admission.release()
+        if not entry.future.done():
+            if isinstance(result, Answer):
+                entry.future.set_result(result)
+            else:
+                entry.future.set_exception(result)
+        self._observer.finished(entry.item, outcome, queue_s, run_s)
+
+    # -- workers ------------------------------------------------------------------------------
+
+    def _notice(self) -> None:
+        """Called when a worker's state changes."""
+        self._changed.set()
+        if self._workers and all(worker.state == "failed" for worker in self._workers):
+            for entry in self._queue.drain():
+                self._finish(entry, NotReady(self.reason or ""), "failed")
+
+    async def _turn(self, worker: Supervisor) -> None:
+        """Takes the next batch, waiting for one, and runs it."""
+        while not (batch := self._cut(worker)):
+            self._changed.clear()
+            await self._changed.wait()
+        await self._run_batch(worker, batch)
+
+    def _cut(self, worker: Supervisor) -> list[Pending]:
+        """The next batch, without what its callers no longer wait for."""
+        if worker.dead:
+            raise WorkerDeathError("ended while it was idle")
+        while head := self._queue.head():
+            batch = self._queue.cut(self.config.batch_items.get(head.item.precision, 1), self.config.batch_pixels)
+            for entry in batch:
+                if _expired(entry.item):  # its timer may be late
+                    self._finish(entry, DeadlineExceeded(EXPIRED), "expired")
+            if batch := [entry for entry in batch if not entry.done]:
+                return batch
+        return []
+
+    async def _run_batch(self, worker: Supervisor, batch: list[Pending]) -> None:
+        """Completes each entry or puts it back; raises WorkerDeathError alone."""
+        head = batch[0].item
+        model = Model(head.digest, head.precision)
+        for entry in batch:
+            entry.attempts += 1
+        try:
+            await self._loader.load(worker, model)
+            started = asyncio.get_running_loop().time()
+            outputs, run_s = await worker.run(model, head.graph, _stack(batch))
+            self._answer(worker, batch, outputs, run_s, started)
+        except WorkerDeathError:
+            self._retry(batch, WorkerLost("the worker died twice while it ran this"), "lost")
+            raise
+        except RunFailed as exc:
+            if len(batch) > 1:
+                self._retry(batch, exc, "failed")
+            else:
+                self._finish(batch[0], exc, "failed")
+        except Exception as exc:  # noqa: BLE001 (whatever it is, the batch must be completed)
+            error = exc if isinstance(exc, MedRestoreError) else RunFailed(f"{type(exc).__name__} around the run")
+            for entry in batch:
+                self._finish(entry, error, "failed")
+
+    def _answer(
+        self, worker: Supervisor, batch: list[Pending], outputs: dict[str, Array], run_s: float, started: float
+    ) -> None:
+        pixels = sum(entry.pixels for entry in batch)
+        self._pace.record(pixels, run_s)
+        self._observer.batch_ran(worker.device, len(batch), pixels, run_s)
+        for index, entry in enumerate(batch):
+            # Copies, so that one slow reader does not hold the memory of the whole batch.
+            own = {n: a[index : index + 1].copy() if len(batch) > 1 else a for n, a in outputs.items()}
+            precision = entry.item.precision
+            backend = self.config.backends[precision]
+            queue_s = started - entry.accepted
+            answer = Answer(own, backend, worker.device, precision, queue_s, run_s, len(batch), entry.attempts)
+            self._finish(entry, answer, "ok", queue_s, run_s)
+
+    def _retry(self, batch: list[Pending], error: ServiceError, outcome: str) -> None:
+        """Puts entries back, each to run alone; gives up those that had their attempts."""
+        for entry in batch:
+            if entry.attempts >= ATTEMPTS:
+                self._finish(entry, error, outcome)
+            elif not entry.done:
+                entry.alone = True
+                self._queue.push(entry)
+        self._changed.set()
+
+
+def _expired(item: WorkItem) -> bool:
+    return item.deadline is not None and item.deadline <= time.monotonic()
+
+
+def _stack(batch: list[Pending]) -> Mapping[str, Array]:
+    """Inputs of the whole batch; they are of one key, so their shapes agree."""
+    if len(batch) == 1:
+        return batch[0].item.arrays
+    return {name: np.concatenate([e.item.arrays[name] for e in batch]) for name in batch[0].item.arrays}

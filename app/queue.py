@@ -1,106 +1,98 @@
-"""Work items, and the bounded queue that batches are cut from.
+"""The queue that batches are cut from.
 
-The queue is plain data: no clock, no event loop, no process. `app.batching.Engine` drives it.
+Plain data: no clock, no event loop, no process. `app.batching.Engine` drives it.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Any
+from itertools import chain
+from typing import Generic, TypeVar
 
-import numpy as np
-
-Array = np.ndarray[Any, Any]
+from app.work import Priority, WorkItem
 
 
-class Priority(IntEnum):
-    """Lower goes first; within one class the oldest goes first."""
+@dataclass(eq=False)
+class Entry:
+    """An accepted item on its way."""
 
-    INTERACTIVE = 0
-    ROUTINE = 1
-    BULK = 2
-
-
-class Cancellation:
-    """Shared by all items of one request: `cancel()` withdraws them together.
-
-    Belongs to the event loop's thread. Listeners are called once, at once when it is already
-    cancelled.
-    """
-
-    def __init__(self) -> None:
-        self._listeners: dict[int, Callable[[], None]] = {}
-        self._next = 0
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        """Withdraws every item that carries this; a second call does nothing."""
-        self.cancelled = True
-        listeners, self._listeners = self._listeners, {}
-        for listener in listeners.values():
-            listener()
-
-    def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Calls `listener` on cancellation; returns what ends the subscription."""
-        if self.cancelled:
-            listener()
-            return lambda: None
-        self._next += 1
-        key = self._next
-        self._listeners[key] = listener
-        return lambda: self._listeners.pop(key, None) and None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back for one item, and how."""
-
-    arrays: dict[str, Array]  # the graph's outputs, leading dimension 1
-    backend: str  # "onnx", "openvino" or "torchscript"
-    device: str  # "cpu", "cuda:0", ...
-    precision: str
-    queue_s: float  # from acceptance to the start of the run that answered
-    run_s: float  # of the whole batch, in the worker
-    batch_items: int  # items that shared the run, this one included
-    attempts: int  # 1, or 2 after a lost worker or a failed batch
-
-
-@dataclass(frozen=True, eq=False)
-class WorkItem:
-    """One run of one graph: a tile, or a whole frame for `estimate`.
-
-    `arrays` are the graph's inputs by name, float32, each with leading dimension 1. `deadline` is
-    in seconds of `time.monotonic()`. Raises ValueError on arrays that could not be batched.
-    """
-
-    digest: str  # of the bundle
-    graph: str  # "estimate" or "restore"
-    arrays: Mapping[str, Array]
-    precision: str = "fp32"  # "fp32" (exact) or "bf16" (fast)
-    priority: Priority = Priority.INTERACTIVE
-    deadline: float | None = None
-    cancellation: Cancellation = field(default_factory=Cancellation)
-    admission: Admission | None = None  # of the request this is part of; None: the item asks for itself
+    item: WorkItem
+    order: int  # of acceptance; unique
+    attempts: int = 0  # runs begun
+    alone: bool = False  # shares no run, because one has failed; set while it is not waiting
+    key: Hashable = field(init=False)
+    pixels: int = field(init=False)
 
     def __post_init__(self) -> None:
-        if not self.arrays or any(a.ndim < 1 or a.shape[0] != 1 for a in self.arrays.values()):
-            raise ValueError("a work item needs arrays whose leading dimension is 1")
+        self.key = self.item.key
+        self.pixels = self.item.usage.pixels
 
-    @property
-    def pixels(self) -> int:
-        """Elements of the largest array: what the work costs."""
-        return max(int(array.size) for array in self.arrays.values())
 
-    @property
-    def bytes(self) -> int:
-        """Memory of the inputs."""
-        return sum(int(array.nbytes) for array in self.arrays.values())
+E = TypeVar("E", bound=Entry)
 
-    @property
-    def key(self) -> Hashable:
-        """Items of one key may share a run: same bundle, graph, precision, shapes and dtypes."""
-        shapes = tuple(sorted((name, a.shape, a.dtype.str) for name, a in self.arrays.items()))
-        return (self.digest, self.graph, self.precision, shapes)
+
+class WorkQueue(Generic[E]):
+    """Entries by priority, then by order of acceptance; a batch holds entries of one key only."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[tuple[Hashable, Priority], OrderedDict[int, E]] = {}
+        self.items = 0
+        self.pixels = 0
+
+    def push(self, entry: E) -> None:
+        """Puts an entry behind those of its key and priority."""
+        lane = self._lanes.setdefault(self._lane(entry), OrderedDict())
+        lane[entry.order] = entry
+        self.items += 1
+        self.pixels += entry.pixels
+
+    def discard(self, entry: E) -> bool:
+        """Takes an entry out; false where it is not waiting here."""
+        name = self._lane(entry)
+        lane = self._lanes.get(name)
+        if lane is None or lane.pop(entry.order, None) is None:
+            return False
+        if not lane:
+            del self._lanes[name]
+        self.items -= 1
+        self.pixels -= entry.pixels
+        return True
+
+    def head(self) -> E | None:
+        """The entry that goes next."""
+        fronts = (next(iter(lane.values())) for lane in self._lanes.values())
+        return min(fronts, key=lambda entry: (entry.item.priority, entry.order), default=None)
+
+    def cut(self, items: int, pixels: int) -> list[E]:
+        """Takes out the next batch: the head, and others of its key up to `items` entries and `pixels`
+        pixels in all. Empty where nothing waits."""
+        head = self.head()
+        if head is None:
+            return []
+        room = max(1, min(items, pixels // max(1, head.pixels)))  # equal keys, equal pixels
+        mates = [head] if head.alone else list(_first(room, self._same_key(head)))
+        for entry in mates:
+            self.discard(entry)
+        return mates
+
+    def drain(self) -> list[E]:
+        """Takes out everything."""
+        entries = [entry for lane in self._lanes.values() for entry in lane.values()]
+        for entry in entries:
+            self.discard(entry)
+        return entries
+
+    def _same_key(self, head: E) -> Iterator[E]:
+        return chain.from_iterable(self._lanes.get((head.key, p), {}).values() for p in Priority)
+
+    @staticmethod
+    def _lane(entry: E) -> tuple[Hashable, Priority]:
+        key = (entry.key, entry.order) if entry.alone else entry.key
+        return key, entry.item.priority
+
+
+def _first(count: int, entries: Iterator[E]) -> Iterator[E]:
+    for _, entry in zip(range(count), entries, strict=False):
+        yield entry

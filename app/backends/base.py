@@ -1,0 +1,136 @@
+"""What a runtime must offer, the list of runtimes, and the self-test every loaded bundle must pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from app.errors import BackendUnavailable
+from models.bundle import GOLDEN, Bundle
+from models.errors import BundleInvalid
+
+Array = np.ndarray[Any, Any]
+
+PRECISIONS = ("fp32", "bf16")  # exact, fast
+
+# name -> module with `unavailable() -> str | None` and `load(bundle, device, precision, threads) -> Backend`
+MODULES: Mapping[str, str] = {
+    "onnx": "app.backends.onnx",
+    "openvino": "app.backends.openvino",
+    "torchscript": "app.backends.torchscript",
+}
+
+# Largest difference from the golden answer: absolute in fp32; in bf16, whose mantissa has 8 bits, a
+# share of the answer's peak.
+FP32_TOLERANCE = 1e-4
+BF16_TOLERANCE = 0.05
+
+
+class Backend(Protocol):
+    """A bundle loaded on one device at one precision."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    def run(self, graph: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Named float32 inputs (B, ...) to named float32 outputs (B, ...).
+
+        The same inputs give the same bytes. Raises whatever the runtime raises.
+        """
+        ...
+
+
+class Plugin(Protocol):
+    """What each module of `MODULES` offers."""
+
+    def unavailable(self) -> str | None:
+        """Why this runtime cannot be used here and what to install, or None."""
+        ...
+
+    def load(self, bundle: Bundle, device: str, precision: str, threads: int | None) -> Backend: ...
+
+
+def plugin(name: str) -> Plugin:
+    """The runtime's module, imported on first use. Raises BackendUnavailable on an unknown name."""
+    if name not in MODULES:
+        raise BackendUnavailable(f"no backend {name!r}; there are {', '.join(MODULES)}")
+    return cast(Plugin, import_module(MODULES[name]))
+
+
+def reasons() -> dict[str, str | None]:
+    """Each backend, with why it cannot be used here, or None."""
+    return {name: plugin(name).unavailable() for name in MODULES}
+
+
+def load(name: str, bundle: Bundle, device: str, precision: str, threads: int | None = None) -> Backend:
+    """Loads a verified bundle's graphs.
+
+    `device` is "cpu" or "cuda:<index>"; `threads` bounds the CPU threads of one run (None: the
+    runtime's choice). Raises BackendUnavailable where runtime, device or precision is not to be had,
+    BundleInvalid where the bundle lacks the format or its graphs do not load.
+    """
+    if precision not in PRECISIONS:
+        raise BackendUnavailable(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
+    module = plugin(name)
+    if reason := module.unavailable():
+        raise BackendUnavailable(reason)
+    return module.load(bundle, device, precision, threads)
+
+
+def cuda_index(device: str) -> int | None:
+    """Index of "cuda:<index>", None for "cpu". Raises BackendUnavailable on anything else."""
+    kind, _, index = device.partition(":")
+    if device == "cpu":
+        return None
+    if kind == "cuda" and index.isdigit():
+        return int(index)
+    raise BackendUnavailable(f"device {device!r} is neither cpu nor cuda:<index>")
+
+
+def self_test(backend: Backend, bundle: Bundle) -> None:
+    """Runs every graph on the bundle's golden input, which also warms it up.
+
+    Raises BundleInvalid where an answer is missing, not finite, or further from the stored one than
+    the precision allows.
+    """
+    golden = read_golden(bundle)
+    for graph in sorted(bundle.manifest.graphs):
+        inputs = {k.split(".", 2)[2]: v for k, v in golden.items() if k.startswith(f"{graph}.in.")}
+        expected = {k.split(".", 2)[2]: v for k, v in golden.items() if k.startswith(f"{graph}.out.")}
+        if not inputs or not expected:
+            raise BundleInvalid(f"{bundle.reference}: {GOLDEN} says nothing about graph {graph!r}")
+        answer = backend.run(graph, inputs)
+        for name, wanted in expected.items():
+            if name not in answer:
+                raise BundleInvalid(f"{bundle.reference}: graph {graph!r} gives no output {name!r}")
+            _compare(f"{bundle.reference}: {graph}.{name}", answer[name], wanted, backend)
+
+
+def read_golden(bundle: Bundle) -> dict[str, Array]:
+    """Arrays of `golden.npz`, keyed `<graph>.in.<name>` and `<graph>.out.<name>`. Raises BundleInvalid."""
+    try:
+        with np.load(bundle.folder / GOLDEN, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except (OSError, ValueError) as exc:
+        raise BundleInvalid(f"{bundle.reference}: {GOLDEN} cannot be read: {exc}") from exc
+
+
+def _compare(what: str, got: Array, wanted: Array, backend: Backend) -> None:
+    runtime = f"{backend.name} {backend.precision} on {backend.device}"
+    if got.shape != wanted.shape:
+        raise BundleInvalid(f"{what} has shape {got.shape} from {runtime}, the golden answer {wanted.shape}")
+    difference = float(np.max(np.abs(got.astype(np.float64) - wanted)))
+    tolerance = FP32_TOLERANCE if backend.precision == "fp32" else BF16_TOLERANCE * float(np.max(np.abs(wanted)))
+    if not difference <= tolerance:  # also true of NaN
+        raise BundleInvalid(
+            f"{what} is {difference:.3g} off the golden answer with {runtime} (at most {tolerance:.3g})"
+        )

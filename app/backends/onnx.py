@@ -1,0 +1,104 @@
+"""ONNX Runtime on the CPU or on a CUDA device. The only module that imports onnxruntime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from app.backends.base import Array, Backend, cuda_index
+from app.errors import BackendUnavailable
+from models.bundle import Bundle
+from models.errors import BundleInvalid
+
+# Its wheels report to the vendor unless this is set before the first import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+
+
+@dataclass(frozen=True)
+class OnnxBackend:
+    """One session for each graph."""
+
+    device: str
+    precision: str
+    sessions: Mapping[str, Any]
+    name: str = "onnx"
+
+    def run(self, graph: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        session = self.sessions[graph]
+        names = [output.name for output in session.get_outputs()]
+        values = session.run(names, {name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        return dict(zip(names, values, strict=True))
+
+
+def unavailable() -> str | None:
+    """Why ONNX Runtime cannot be used here, or None."""
+    if find_spec("onnxruntime") is None:
+        return "ONNX Runtime is not installed: pip install 'medrestore[cpu]' (or [gpu])"
+    wheels = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
+    if len(wheels) > 1:
+        return (
+            "onnxruntime and onnxruntime-gpu overwrite each other: uninstall both, then install one extra, cpu or gpu"
+        )
+    return None
+
+
+def load(bundle: Bundle, device: str, precision: str, threads: int | None) -> Backend:
+    """Opens every graph of the bundle. See `app.backends.base.load`."""
+    if precision != "fp32":
+        raise BackendUnavailable(f"backend onnx runs fp32 only; {precision} on the CPU is backend openvino's")
+    index = cuda_index(device)
+    sessions = {graph: _open(bundle, graph, index, threads) for graph in bundle.manifest.graphs}
+    return OnnxBackend(device, precision, sessions)
+
+
+def _open(bundle: Bundle, graph: str, index: int | None, threads: int | None) -> Any:
+    onnxruntime: Any = import_module("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.use_deterministic_compute = True
+    options.inter_op_num_threads = 1
+    if threads:
+        options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors; what is wrong is raised below
+    provider = CPU if index is None else CUDA
+    settings = {} if index is None else _cuda_settings(index)
+    if index is not None:
+        onnxruntime.preload_dlls()
+    path = bundle.graph(graph, "onnx")
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=[(provider, settings)])
+    except Exception as exc:  # its errors share no base but Exception
+        raise BundleInvalid(f"{bundle.reference}: {path.name} does not load in ONNX Runtime: {exc}") from exc
+    # Without a usable GPU the session falls back to the CPU and says so only here.
+    if session.get_providers()[0] != provider:
+        raise BackendUnavailable(
+            f"cuda:{index} was required, but ONNX Runtime runs on {session.get_providers()[0]}: "
+            "install medrestore[gpu] and an NVIDIA driver that fits its CUDA"
+        )
+    return session
+
+
+def _cuda_settings(index: int) -> dict[str, str]:
+    """Reproducible, true fp32, and a memory arena that does not double."""
+    return {
+        "device_id": str(index),
+        "use_tf32": "0",
+        "cudnn_conv_algo_search": "DEFAULT",  # EXHAUSTIVE picks by timing: another run, other bits
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        metadata.distribution(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

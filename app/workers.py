@@ -1,0 +1,201 @@
+"""A worker process: holds loaded bundles on one device and runs their graphs.
+
+`WorkerProcess` is the handle on the service's side; `serve` is what the process does. They speak
+`Load` and `Run` over a pipe, one at a time, each answered by `Loaded`, `Done` or `Failed`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import connection as pipes
+from pathlib import Path
+from typing import Any
+
+from app.backends.base import Array, Backend, load, self_test
+from app.channel import NOTHING, receive, send
+from app.errors import BackendUnavailable, RunFailed
+from models.bundle import read_bundle
+from models.errors import BundleInvalid, MedRestoreError
+
+STOP_S = 0.5  # a worker that has not ended this long after its pipe was closed is killed
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a worker loads: a bundle at one precision."""
+
+    digest: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load and self-test a bundle."""
+
+    model: Model
+    folder: Path
+    backend: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run a graph on the arrays that follow."""
+
+    model: Model
+    graph: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The bundle passed its self-test."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """The outputs follow."""
+
+    run_s: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The request failed and the worker lives on."""
+
+    kind: str  # name of the error's class
+    text: str
+
+    def error(self) -> MedRestoreError:
+        """The error as it is raised on the service's side."""
+        kinds: dict[str, type[MedRestoreError]] = {
+            kind.__name__: kind for kind in (BackendUnavailable, BundleInvalid, RunFailed)
+        }
+        return kinds[self.kind](self.text)
+
+
+class WorkerDeathError(Exception):
+    """The process ended, or was killed because it did not answer; its message says how."""
+
+
+class WorkerProcess:
+    """Handle of one process. All but `kill` belong to one thread at a time; `call` and `stop` block."""
+
+    def __init__(self, device: str, threads: int | None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._ours, self._theirs = context.Pipe()
+        self._process = context.Process(
+            target=serve, args=(self._theirs, device, threads), name=f"worker {device}", daemon=True
+        )
+        self.pid: int | None = None
+        self.sentinel = -1  # file descriptor that becomes readable when the process ends
+
+    def start(self) -> None:
+        """Starts the process, which takes calls at once and answers when it is up."""
+        self._process.start()
+        self.pid, self.sentinel = self._process.pid, self._process.sentinel
+        # Held here too, the other end would never report the worker's death.
+        self._theirs.close()
+
+    def call(
+        self, request: Load | Run, arrays: Mapping[str, Array] = NOTHING, timeout_s: float | None = None
+    ) -> tuple[Loaded | Done, dict[str, Array]]:
+        """Sends a request and waits for its answer.
+
+        Raises what the worker reports (BundleInvalid, BackendUnavailable, RunFailed), or WorkerDeathError.
+        """
+        try:
+            send(self._ours, request, arrays)
+            if not self._ours.poll(timeout_s):
+                self.kill()
+                raise WorkerDeathError(f"killed after {timeout_s:.0f} s without an answer")
+            reply, outputs = receive(self._ours)
+        except (EOFError, OSError) as exc:
+            self._process.join(STOP_S)
+            raise WorkerDeathError(f"ended with status {self._process.exitcode}") from exc
+        if isinstance(reply, Failed):
+            raise reply.error()
+        return reply, outputs
+
+    def kill(self) -> None:
+        """Ends the process at once, from any thread."""
+        if self.pid is not None:
+            with suppress(ValueError):  # stopped already
+                self._process.kill()
+
+    def stop(self) -> None:
+        """Ends the process, politely first, and frees what it held here; a second call does nothing."""
+        self._ours.close()
+        self._theirs.close()
+        if self.pid is not None:
+            self.pid = None
+            self._process.join(STOP_S)
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+
+
+def serve(connection: pipes.Connection, device: str, threads: int | None) -> None:
+    """What the process does: answers requests until the pipe closes or the service dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the service decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if threads:
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    worker = Worker(device, threads)
+    with suppress(EOFError, OSError):
+        while True:
+            request, arrays = receive(connection)
+            reply, outputs = worker.answer(request, arrays)
+            send(connection, reply, outputs)
+    os._exit(0)  # nothing here needs the runtimes' slow exit handlers
+
+
+def _end_with_parent() -> None:
+    """A busy worker must not outlive a service that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        pipes.wait([parent.sentinel])
+        os._exit(1)
+
+
+class Worker:
+    """The loaded models of one device, inside the process."""
+
+    def __init__(self, device: str, threads: int | None) -> None:
+        self.device = device
+        self.threads = threads
+        self.models: dict[Model, Backend] = {}
+
+    def answer(self, request: Load | Run, arrays: dict[str, Array]) -> tuple[Any, Mapping[str, Array]]:
+        """Never raises: one bad request must not cost the others their worker."""
+        try:
+            return self._load(request) if isinstance(request, Load) else self._run(request, arrays)
+        except (BackendUnavailable, RunFailed) as exc:
+            return Failed(type(exc).__name__, str(exc)), NOTHING
+        except Exception as exc:  # noqa: BLE001 (a runtime may raise anything)
+            kind = BundleInvalid if isinstance(request, Load) else RunFailed
+            text = str(exc) if isinstance(exc, MedRestoreError) else f"{type(exc).__name__}: {exc}"
+            return Failed(kind.__name__, text), NOTHING
+
+    def _load(self, request: Load) -> tuple[Loaded, Mapping[str, Array]]:
+        bundle = read_bundle(request.folder)  # again: the files may have changed since the service read them
+        if bundle.digest != request.model.digest:
+            raise BundleInvalid(f"{bundle.reference} changed on disk after the service started")
+        backend = load(request.backend, bundle, self.device, request.model.precision, self.threads)
+        self_test(backend, bundle)
+        self.models[request.model] = backend
+        return Loaded(), NOTHING
+
+    def _run(self, request: Run, arrays: dict[str, Array]) -> tuple[Done, dict[str, Array]]:
+        start = time.perf_counter()
+        outputs = self.models[request.model].run(request.graph, arrays)
+        batch = next(iter(arrays.values())).shape[0]
+        for name, output in outputs.items():
+            if output.shape[:1] != (batch,):
+                raise RunFailed(f"output {name} of graph {request.graph} has shape {output.shape} for {batch} items")
+        return Done(time.perf_counter() - start), outputs
