@@ -74,14 +74,15 @@ class Log:
         if path.exists():
             with path.open(newline="") as stream:
                 rows = [row for row in csv.DictReader(stream) if int(row["step"]) <= first_step]
-        self.stream = path.open("w", newline="")
-        self.writer = csv.DictWriter(self.stream, self.COLUMNS)
-        self.writer.writeheader()
-        self.writer.writerows(rows)
+        self.path = path
+        with path.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, self.COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        self.writer.writerows({"step": step, "key": key, "value": repr(value)} for key, value in values.items())
-        self.stream.flush()
+        with self.path.open("a", newline="") as stream:
+            csv.writer(stream).writerows((step, key, repr(value)) for key, value in values.items())
 
 
 @dataclass

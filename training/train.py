@@ -46,9 +46,12 @@ def build_pairs(config: TrainConfig, graph: str, fit: Fit, crops: CropMixture) -
 
 
 def build_objective(config: TrainConfig, graph: str, planes: list[Plane]) -> Objective:
+    """The loss of one graph, and its scores on the held-back images if there are any."""
     if config.task == "superresolve":
-        return superresolution(planes, config.scale)
-    return noise_estimation(planes) if graph == "estimate" else denoising(planes)
+        objective = superresolution(planes, config.scale)
+    else:
+        objective = noise_estimation(planes) if graph == "estimate" else denoising(planes)
+    return objective if planes else dataclasses.replace(objective, validate=lambda network: {})
 
 
 def validation_planes(config: TrainConfig, data: Path) -> list[Plane]:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from models.networks.noise_level import NoiseLevel
+from models.networks.ssformer import SSFormer
 from models.networks.superresolution import ResidualUpscaler
 from models.networks.unet import NoiseMapUNet
 
@@ -15,6 +16,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "noise-level": NoiseLevel,
     "noise-map-unet": NoiseMapUNet,
     "residual-upscaler": ResidualUpscaler,
+    "ssformer": SSFormer,
 }
 
 
