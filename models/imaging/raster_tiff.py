@@ -166,7 +166,11 @@ def _check_segments(page: Page, data: bytes, limits: Limits) -> None:
         raise CorruptImage("the TIFF is cut short: strips or tiles of pixels are missing")
     if page.compression != JPEG:
         return
-    rows, columns = page.chunks[:2] if page.planarconfig == 1 else page.chunks[-2:]
+    rows, columns = (
+        (page.tilelength, page.tilewidth)
+        if page.is_tiled
+        else (min(page.rowsperstrip, page.imagelength), page.imagewidth)
+    )
     for start, size in spans:
         header = read_jpeg_header(data[start : start + size])
         if header.rows > rows or header.columns > columns or header.bits != 8:
