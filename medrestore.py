@@ -1,0 +1,203 @@
+"""The console command: medrestore serve | denoise | superresolve | bundles | train | evaluate | export.
+
+The only module that may import both `app` and `training`; each is imported when its sub-command runs, so that
+serving needs no training packages and training no web server. Exit status: 0 done, 1 something failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.errors import MedRestoreError, OptionError
+
+if TYPE_CHECKING:
+    from app.catalogue import Catalogue
+    from app.settings import Settings
+    from models.bundle import Bundle
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+TRAINING = {
+    "train": "train a network on folders of images",
+    "evaluate": "score a bundle beside classical methods",
+    "export": "make a bundle of a trained run",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one sub-command and returns the exit status; `--debug` anywhere lets tracebacks through."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if debug := "--debug" in words:
+        words.remove("--debug")
+    try:
+        return run(words, debug)
+    except KeyboardInterrupt:
+        print("medrestore: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (MedRestoreError, ImportError, OSError, ValueError) as error:
+        if debug:
+            raise
+        print(f"medrestore: {explain(error)}", file=sys.stderr)
+        return USAGE if isinstance(error, OptionError) else FAILED
+
+
+def run(words: list[str], debug: bool) -> int:
+    """Dispatches; what follows `train`, `evaluate` or `export` is parsed by `training` itself."""
+    if words and words[0] in TRAINING:
+        return int(import_module(f"training.{words[0]}").main(words[1:]) or DONE)
+    arguments = build_parser().parse_args(words)
+    arguments.debug = debug
+    return int(arguments.run(arguments))
+
+
+def explain(error: Exception) -> str:
+    """One line for a person."""
+    if isinstance(error, ImportError) and error.name:
+        package = error.name.partition(".")[0]
+        if package == "training":
+            return "this installation has no training part; work from a clone of the repository"
+        return f"package {package!r} is not installed: pip install 'medrestore[cpu]' to restore, '[train]' to train"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of everything but training."""
+    parser = argparse.ArgumentParser(
+        prog="medrestore", description="Denoises and super-resolves medical images. For research only."
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    serve = commands.add_parser("serve", help="answer over HTTP")
+    serve.add_argument("--host", help="address to listen on")
+    serve.add_argument("--port", type=int, help="TCP port")
+    serve.set_defaults(run=run_serve)
+
+    denoise = commands.add_parser("denoise", help="denoise a file or a folder")
+    denoise.add_argument("--strength", type=float, default=1.0, help="0 (identity) to 1.5; default 1")
+    denoise.add_argument("--sigma", type=float, help="noise level in the image's own units; default: estimated")
+    denoise.set_defaults(task="denoise", scale=1)
+    superresolve = commands.add_parser("superresolve", help="super-resolve a file or a folder")
+    superresolve.add_argument("--scale", type=int, choices=(2, 4), required=True)
+    superresolve.set_defaults(task="superresolve", strength=1.0, sigma=None)
+    for command in (denoise, superresolve):
+        command.add_argument("input", type=Path, metavar="IN", help="PNG, TIFF, JPEG, NPY or DICOM, or a folder")
+        command.add_argument("output", type=Path, metavar="OUT", help="file whose suffix names the format, or a folder")
+        command.add_argument("--model", help="name or name@version")
+        command.add_argument("--precision", choices=("exact", "fast"), help="default: exact for DICOM and above 8 bits")
+        command.add_argument("--backend", choices=("onnx", "openvino", "torchscript"))
+        command.set_defaults(run=run_restore)
+
+    bundles = commands.add_parser("bundles", help="list or verify the model bundles")
+    bundles.add_argument("action", choices=("list", "verify"))
+    bundles.set_defaults(run=run_bundles)
+    for command in (serve, denoise, superresolve, bundles):
+        command.add_argument("--config", type=Path, help="TOML file of settings")
+    for command in (denoise, superresolve, bundles):
+        command.add_argument("--repository", type=Path, help="folder of model bundles; default: those shipped")
+    for name, text in TRAINING.items():
+        commands.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+def read_settings(arguments: argparse.Namespace, *names: str) -> Settings:
+    """Settings from the file and the environment, with the options that were given on top. Raises OptionError."""
+    from app.settings import CONFIG_VARIABLE, Settings
+
+    if arguments.config:
+        os.environ[CONFIG_VARIABLE] = str(arguments.config)
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    try:
+        return Settings(**given)
+    except (ValueError, FileNotFoundError) as error:
+        causes = getattr(error, "errors", None)
+        text = "; ".join(f"{'.'.join(map(str, c['loc']))}: {c['msg']}" for c in causes()) if causes else str(error)
+        raise OptionError(f"settings: {text}") from error
+
+
+def read_catalogue(settings: Settings) -> Catalogue:
+    """The bundles that the service would serve under these settings."""
+    from app.catalogue import Catalogue
+    from app.main import default_models
+
+    return Catalogue(settings.repository, default_models(settings))
+
+
+def run_serve(arguments: argparse.Namespace) -> int:
+    """Serves until SIGTERM or SIGINT, then finishes open requests and exits with 0."""
+    # The web server raises a signal anew once it has shut down; so it must not kill this process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))
+    settings = read_settings(arguments, "host", "port")
+    from app.main import serve
+
+    serve(settings)
+    return DONE
+
+
+def run_bundles(arguments: argparse.Namespace) -> int:
+    """Lists bundles, or verifies checksums and runs the self-test on every runtime that is installed."""
+    settings = read_settings(arguments, "repository")
+    if not settings.repository.is_dir():
+        raise OptionError(f"{settings.repository} is no folder")
+    catalogue = read_catalogue(settings)
+    failures = dict(catalogue.broken)
+    for bundle in catalogue.bundles:
+        manifest = bundle.manifest
+        task = f"{manifest.task} x{manifest.scale}" if manifest.scale > 1 else manifest.task
+        line = f"{bundle.reference:24} {task:16} {manifest.network:12} {bundle.digest[:12]}"
+        if arguments.action == "verify":
+            try:
+                print(f"{line}  {verify(bundle)}")
+            except MedRestoreError as error:
+                failures[bundle.reference] = str(error)
+        else:
+            print(f"{line}  {manifest.summary}")
+    for reference, reason in failures.items():
+        print(f"failed: {reference}: {reason}", file=sys.stderr)
+    print(f"{len(catalogue.bundles)} bundles in {settings.repository}, {len(failures)} failed", file=sys.stderr)
+    return FAILED if failures else DONE
+
+
+def verify(bundle: Bundle) -> str:
+    """Runs the golden input through every runtime and precision that is to be had; raises BundleInvalid."""
+    from app.backends.base import MODULES, load, self_test
+    from app.errors import BackendUnavailable
+
+    verdicts = []
+    for name in MODULES:
+        for precision in bundle.manifest.precisions:
+            try:
+                self_test(load(name, bundle, "cpu", precision), bundle)
+            except BackendUnavailable:
+                continue
+            verdicts.append(f"{name} {precision} ok")
+    if not verdicts:
+        raise BackendUnavailable("no runtime is installed: pip install 'medrestore[cpu]'")
+    return ", ".join(verdicts)
+
+
+def run_restore(arguments: argparse.Namespace) -> int:
+    """Restores a file, or every file of a folder into a mirrored folder, and says what failed."""
+    from app.local import Restorer, plan_jobs, restore_all
+    from app.pipeline import Options
+
+    settings = read_settings(arguments, "repository")
+    options = Options(arguments.strength, arguments.sigma)
+    jobs = plan_jobs(arguments.input, arguments.output)
+    bundle = read_catalogue(settings).lookup(arguments.model, arguments.task, arguments.scale)
+    restorer = Restorer(settings, bundle, options, arguments.precision, arguments.backend)
+    failures = asyncio.run(restore_all(jobs, restorer, stop_at_failure=arguments.debug))
+    return FAILED if failures else DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
