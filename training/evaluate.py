@@ -146,9 +146,7 @@ def estimate_table(images: list[tuple[str, str, Plane]], restorer: Restorer) -> 
             case = degrade(name, image, clean, level / 255, clipped=False)
             ours.append(abs(restorer.noise_level(case.noisy) / case.sigma - 1))
             wavelet.append(abs(float(estimate_sigma(case.noisy)) / case.sigma - 1))
-        rows.append(
-            {"sigma": level, "MedRestore": float(np.median(ours)), "estimate_sigma": float(np.median(wavelet))}
-        )
+        rows.append({"sigma": level, "MedRestore": float(np.median(ours)), "estimate_sigma": float(np.median(wavelet))})
     return rows
 
 
@@ -157,9 +155,7 @@ def untouched_table(images: list[tuple[str, str, Plane]], restorer: Restorer) ->
     return [{"set": s, "image": i, "psnr": psnr(restorer.restore(plane), plane)} for s, i, plane in images]
 
 
-def superresolution_table(
-    images: list[tuple[str, str, Plane]], scale: int, upscale: Callable[[Plane], Plane]
-) -> Table:
+def superresolution_table(images: list[tuple[str, str, Plane]], scale: int, upscale: Callable[[Plane], Plane]) -> Table:
     """PSNR and SSIM beside bicubic, and the shift in high-resolution pixels, image by image."""
     rows = []
     for name, image, high in tqdm(images, desc=f"x{scale}"):

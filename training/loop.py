@@ -166,9 +166,7 @@ def fit_network(
     return run.average
 
 
-def train_step(
-    fabric: Fabric, run: Run, wrapped: nn.Module, objective: Objective, fit: Fit, batch: Batch
-) -> float:
+def train_step(fabric: Fabric, run: Run, wrapped: nn.Module, objective: Objective, fit: Fit, batch: Batch) -> float:
     """One update of the weights and of their average; returns the loss."""
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(fit, run.step)

@@ -138,7 +138,9 @@ def main(argv: list[str]) -> int:
         torch.set_num_threads(options.threads)
     fits = [fit for fit in (config.estimate, config.restore) if fit is not None]
     fabric = Fabric(
-        accelerator=options.accelerator, devices=options.devices, precision=fits[-1].precision  # type: ignore[arg-type]
+        accelerator=options.accelerator,
+        devices=options.devices,
+        precision=fits[-1].precision,  # type: ignore[arg-type]
     )
     fabric.launch()
     train(config, options.data, options.out, fabric, options.workers)

@@ -23,7 +23,7 @@ def local_mean(image: Tensor) -> Tensor:
 
 def noise_map(image: Tensor, parameters: Tensor) -> Tensor:
     """Standard deviation of the noise per pixel, (B, 1, H, W), for parameters (B, 3)."""
-    slope, offset, floor = (p[:, :, None, None] for p in parameters.split(1, dim=1))
+    slope, offset, floor = (parameters[:, i, None, None, None] for i in range(len(PARAMETERS)))
     variance = torch.maximum(slope * local_mean(image) + offset, floor)
     return torch.sqrt(F.relu(variance))
 

@@ -35,9 +35,7 @@ class ZeroSumConv(nn.Module):
 
     def zero_sum_weight(self) -> Tensor:
         """The kernel (out, in, 3, 3) that is applied."""
-        image, other = self.conv.weight.split(
-            [self.image_channels, self.conv.weight.shape[1] - self.image_channels], dim=1
-        )
+        image, other = self.conv.weight[:, : self.image_channels], self.conv.weight[:, self.image_channels :]
         return torch.cat([image - image.mean(dim=(1, 2, 3), keepdim=True), other], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,7 +57,8 @@ class ResidualBlock(nn.Module):
             self.second.weight.mul_(0.1)  # near identity at the start: deep stacks train from step 0
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(F.relu(self.first(x)))
+        change: Tensor = self.second(F.relu(self.first(x)))
+        return x + change
 
 
 def residual_blocks(channels: int, count: int) -> nn.Sequential:

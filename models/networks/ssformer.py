@@ -31,7 +31,8 @@ class ChannelNorm(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        normalised: Tensor = self.norm(x.permute(0, 2, 3, 1))
+        return normalised.permute(0, 3, 1, 2)
 
 
 class Attention(nn.Module):
@@ -84,7 +85,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm_attention(x))
-        return x + self.narrow(self.depthwise(F.gelu(self.widen(self.norm_mix(x)))))
+        mixed: Tensor = self.narrow(self.depthwise(F.gelu(self.widen(self.norm_mix(x)))))
+        return x + mixed
 
 
 class Group(nn.Module):
@@ -96,7 +98,8 @@ class Group(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(self.blocks(x))
+        change: Tensor = self.conv(self.blocks(x))
+        return x + change
 
 
 class SSFormer(nn.Module):

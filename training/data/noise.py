@@ -50,7 +50,9 @@ class NoisePopulation:
 
     def __post_init__(self) -> None:
         if not 0 < self.lowest <= self.highest:
-            raise ValueError(f"noise: lowest {self.lowest} and highest {self.highest} must satisfy 0 < lowest <= highest")
+            raise ValueError(
+                f"noise: lowest {self.lowest} and highest {self.highest} must satisfy 0 < lowest <= highest"
+            )
 
     def draw(self, rng: np.random.Generator) -> NoiseLaw:
         """One image's law."""

@@ -80,9 +80,7 @@ class Source:
             unit = area_reduce(unit, self.config.reduce)
         return unit
 
-    def scale(
-        self, stored: NDArray[np.generic], full_scale: float, rng: np.random.Generator
-    ) -> tuple[float, float]:
+    def scale(self, stored: NDArray[np.generic], full_scale: float, rng: np.random.Generator) -> tuple[float, float]:
         """The stored values that become 0 and 1."""
         config = self.config
         if config.windows:
