@@ -27,7 +27,9 @@ INVALID_OPTION = Status(422, "invalid-option", "Option out of range or contradic
 RETRY_LATER_S = 5.0  # for 503, where no better estimate exists
 
 
-def problem(request_id: str, status: Status, detail: str, headers: dict[str, str] | None = None, **more: Any) -> Response:
+def problem(
+    request_id: str, status: Status, detail: str, headers: dict[str, str] | None = None, **more: Any
+) -> Response:
     """One problem document as a response; members of `more` that are None are left out."""
     body = {
         "type": TYPE_PREFIX + status.slug,

@@ -30,33 +30,44 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True)
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
-    repository: Path = Field(SHIPPED_BUNDLES, description="folder of model bundles, `<name>/<version>/`")
-    denoise_model: str | None = Field(None, description="default denoiser, `name` or `name@version`")
-    superresolve_x2_model: str | None = Field(None, description="default model of scale 2")
-    superresolve_x4_model: str | None = Field(None, description="default model of scale 4")
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
+    repository: Path = Field(default=SHIPPED_BUNDLES, description="folder of model bundles, `<name>/<version>/`")
+    denoise_model: str | None = Field(default=None, description="default denoiser, `name` or `name@version`")
+    superresolve_x2_model: str | None = Field(default=None, description="default model of scale 2")
+    superresolve_x4_model: str | None = Field(default=None, description="default model of scale 4")
 
-    backend: Literal["onnx", "torchscript", "openvino"] = Field("onnx", description="runtime of the exact mode")
-    fast_backend: Literal["onnx", "torchscript", "openvino"] = Field("openvino", description="runtime of the fast mode")
-    fast_precision: Literal["fp32", "bf16", "fp16"] = Field("bf16", description="number format of the fast mode")
-    fast_for_8_bit: bool = Field(True, description="fast mode for 8-bit images (never DICOM) where the caller is silent")
-    devices: list[str] = Field(["cpu"], min_length=1, description="one worker process per entry: `cpu`, `cuda:0`, ...")
-    threads: int = Field(0, ge=0, description="threads of one worker; 0 shares the cores among the workers")
-    codec_threads: PositiveInt = Field(4, description="threads that decode and encode images")
+    backend: Literal["onnx", "torchscript", "openvino"] = Field(default="onnx", description="runtime of the exact mode")
+    fast_backend: Literal["onnx", "torchscript", "openvino"] = Field(
+        default="openvino", description="runtime of the fast mode"
+    )
+    fast_for_8_bit: bool = Field(
+        default=True, description="fast mode for 8-bit images (never DICOM) where the caller is silent"
+    )
+    devices: list[str] = Field(
+        default=["cpu"], min_length=1, description="one worker process per entry: `cpu`, `cuda:0`, ..."
+    )
+    threads: PositiveInt | None = Field(
+        default=None, description="threads of one worker; unset shares the cores among the workers"
+    )
+    codec_threads: PositiveInt = Field(default=4, description="threads that decode and encode images")
 
-    limit_bytes: PositiveInt = Field(Limits.bytes, description="largest request body, bytes")
-    limit_pixels: PositiveInt = Field(Limits.pixels, description="largest image, rows x columns x frames")
-    limit_frames: PositiveInt = Field(Limits.frames, description="most frames of one image")
-    requests: PositiveInt = Field(64, description="requests with an image held at once; one more is answered 429")
-    request_bytes: PositiveInt = Field(1024**3, description="bodies held at once, bytes")
-    queue_items: PositiveInt = Field(256, description="tiles that wait at most")
-    queue_pixels: PositiveInt = Field(256 * 1024**2, description="pixels that wait at most")
-    queue_bytes: PositiveInt = Field(2 * 1024**3, description="bytes that wait at most")
-    tiles_in_flight: PositiveInt = Field(16, description="tiles of one request in the queue at once")
-    timeout_s: PositiveFloat = Field(300.0, description="longest work on one request, seconds")
-    drain_s: PositiveFloat = Field(30.0, description="time to finish open requests at a stop, seconds")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level that is logged")
+    limit_bytes: PositiveInt = Field(default=Limits.bytes, description="largest request body, bytes")
+    limit_pixels: PositiveInt = Field(default=Limits.pixels, description="largest image, rows x columns x frames")
+    limit_frames: PositiveInt = Field(default=Limits.frames, description="most frames of one image")
+    requests: PositiveInt = Field(
+        default=64, description="requests with an image held at once; one more is answered 429"
+    )
+    request_bytes: PositiveInt = Field(default=1024**3, description="bodies held at once, bytes")
+    queue_items: PositiveInt = Field(default=4096, description="tiles and frames accepted and unfinished at most")
+    queue_pixels: PositiveInt = Field(default=64 * 1024**2, description="pixels accepted and unfinished at most")
+    queue_bytes: PositiveInt = Field(default=1024**3, description="bytes accepted and unfinished at most")
+    tiles_in_flight: PositiveInt = Field(default=16, description="tiles of one request in the queue at once")
+    timeout_s: PositiveFloat = Field(default=300.0, description="longest work on one request, seconds")
+    drain_s: PositiveFloat = Field(default=30.0, description="time to finish open requests at a stop, seconds")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="lowest level that is logged"
+    )
 
     @model_validator(mode="after")
     def _fit(self) -> Settings:
@@ -109,7 +120,9 @@ def table() -> str:
     def shown(value: Any) -> str:
         return "`models/bundles`" if value == SHIPPED_BUNDLES else f"`{value}`" if value is not None else ""
 
-    rows = [f"| `{name}` | {shown(field.default)} | {field.description} |" for name, field in Settings.model_fields.items()]
+    rows = [
+        f"| `{name}` | {shown(field.default)} | {field.description} |" for name, field in Settings.model_fields.items()
+    ]
     return "\n".join(["| Setting | Default | Meaning |", "| --- | --- | --- |", *rows])
 
 

@@ -1,0 +1,115 @@
+"""The service as an ASGI application, and the server that runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+import uvicorn
+from fastapi import FastAPI
+
+from app import log, problem
+from app.admission import QueueLimits
+from app.batching import Engine, EngineConfig
+from app.catalogue import Catalogue, task_name
+from app.middleware import Monitor
+from app.monitoring import Metrics
+from app.pipeline import EXACT, FAST
+from app.routes import analyze, health, models, restore
+from app.service import Service
+from app.settings import Settings
+
+DESCRIPTION = """Denoising and super-resolution of medical images. For research; not a medical device.
+
+Every path also answers under `/v1`. Options that are not listed are refused, never ignored. Errors
+are `application/problem+json`."""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application; its lifespan starts and stops the worker processes. Reads no file but the settings'."""
+    settings = settings or Settings()
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        pool = ThreadPoolExecutor(settings.codec_threads, thread_name_prefix="codec")
+        asyncio.get_running_loop().set_default_executor(pool)
+        app.state.service = await start_service(settings, metrics)
+        try:
+            yield
+        finally:
+            await app.state.service.engine.stop()
+
+    app = FastAPI(
+        title="MedRestore",
+        version=product_version(),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    for routes in (restore, analyze, models, health):
+        app.include_router(routes.router)
+        app.include_router(routes.router, prefix="/v1", include_in_schema=False)
+    problem.install(app)
+    app.add_middleware(Monitor, metrics=metrics)
+    return app
+
+
+async def start_service(settings: Settings, metrics: Metrics) -> Service:
+    """Reads the bundles and starts the workers; they become ready in their own time."""
+    catalogue = await asyncio.to_thread(Catalogue, settings.repository, default_models(settings))
+    engine = Engine(catalogue, engine_config(settings), metrics)
+    metrics.watch(engine, catalogue)
+    await engine.start()
+    for reference, reason in catalogue.broken.items():
+        log.event("model refused", logging.ERROR, model=reference, reason=reason)
+    return Service(settings, catalogue, engine, metrics)
+
+
+def default_models(settings: Settings) -> dict[str, str]:
+    """Task name -> the reference that the settings give."""
+    named = {
+        task_name("denoise", 1): settings.denoise_model,
+        task_name("superresolve", 2): settings.superresolve_x2_model,
+        task_name("superresolve", 4): settings.superresolve_x4_model,
+    }
+    return {task: reference for task, reference in named.items() if reference is not None}
+
+
+def engine_config(settings: Settings) -> EngineConfig:
+    """The engine's part of the settings."""
+    return EngineConfig(
+        devices=tuple(settings.devices),
+        backends={EXACT: settings.backend, FAST: settings.fast_backend},
+        preload=(EXACT, FAST) if settings.fast_for_8_bit else (EXACT,),
+        threads=settings.threads,
+        limits=QueueLimits(settings.queue_items, settings.queue_pixels, settings.queue_bytes),
+    )
+
+
+def product_version() -> str:
+    """Version of the installed package."""
+    try:
+        return version("medrestore")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def serve(settings: Settings) -> None:
+    """Runs the server until it is told to stop; open requests get `drain_s` to finish."""
+    log.configure(settings.log_level)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,  # ours has the route, never the query or the caller
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.drain_s),
+    )

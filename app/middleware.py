@@ -1,0 +1,99 @@
+"""Around every request: its id, its metrics, its log line, and the answer to what nobody foresaw."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.log import event, places
+from app.monitoring import Metrics
+from app.problem import of_unexpected
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+UNMATCHED = "unmatched"  # label of all paths that no route has
+
+
+@dataclass
+class _Answer:
+    """What is known of the answer while it goes out."""
+
+    status: int = 0
+    bytes: int = 0
+
+
+class Monitor:
+    """ASGI middleware; the outermost of ours."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope["request_id"] = request_id(Headers(scope=scope).get("x-request-id"))
+        start, answer = time.perf_counter(), _Answer()
+        watched = _watched(send, scope["request_id"], answer)
+        with self._metrics.open.track_inprogress():
+            try:
+                await self._app(scope, receive, watched)
+            except Exception as error:  # noqa: BLE001 - the last line of defence
+                event("unexpected error", logging.ERROR, request_id=scope["request_id"], **places(error))
+                scope["problem"] = "internal"
+                if not answer.status:
+                    await of_unexpected(scope["request_id"])(scope, receive, watched)
+        self._book(scope, answer, time.perf_counter() - start)
+
+    def _book(self, scope: Scope, answer: _Answer, duration_s: float) -> None:
+        route, method = route_of(scope), scope["method"] if scope["method"] in METHODS else "other"
+        self._metrics.requests.labels(route, method, str(answer.status)).inc()
+        self._metrics.duration.labels(route).observe(duration_s)
+        self._metrics.sent.labels(route).observe(answer.bytes)
+        facts = dict(scope.get("facts", {}))
+        if problem := scope.get("problem"):
+            self._metrics.problems.labels(problem).inc()
+            facts["problem"] = problem
+        if received := facts.get("request_bytes"):
+            self._metrics.received.labels(route).observe(received)
+        quiet = route.endswith(("/metrics", "/healthz/live", "/healthz/ready"))
+        event(
+            "request",
+            logging.DEBUG if quiet else logging.INFO,
+            request_id=scope["request_id"],
+            route=route,
+            method=method,
+            status=answer.status,
+            response_bytes=answer.bytes,
+            duration_s=round(duration_s, 4),
+            **facts,
+        )
+
+
+def request_id(asked: str | None) -> str:
+    """The caller's id where it is a plain short word, else a new one."""
+    return asked if asked and REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+
+
+def route_of(scope: Scope) -> str:
+    """The declared path of the route that answered; all other paths are one."""
+    return str(getattr(scope.get("route"), "path", UNMATCHED))
+
+
+def _watched(send: Send, identity: str, answer: _Answer) -> Send:
+    async def watched(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            answer.status = message["status"]
+            MutableHeaders(scope=message)["X-Request-Id"] = identity
+        elif message["type"] == "http.response.body":
+            answer.bytes += len(message.get("body", b""))
+        await send(message)
+
+    return watched

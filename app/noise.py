@@ -1,0 +1,125 @@
+"""The noise of one frame as a function of its signal, and the call that estimates it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from models.bundle import Manifest
+from models.errors import BundleInvalid
+from models.imaging.image import ValueMap
+
+Array = np.ndarray[Any, Any]
+NAMES = ("variance_slope", "variance_offset", "variance_floor")
+WHOLE_FRAME_PIXELS = 16 * 1024**2  # a larger frame is estimated from blocks, which bounds the memory
+BLOCK = 512
+BLOCKS_PER_AXIS = 8  # 8 x 8 blocks of 512 x 512 hold as many pixels as the largest whole frame
+
+
+class Runner(Protocol):
+    """Runs one graph of one bundle: the service's goes through the queue, the command line's does not."""
+
+    @property
+    def backend(self) -> str:
+        """Runtime of the answers so far."""
+
+    @property
+    def precision(self) -> str:
+        """Number format of the answers so far."""
+
+    async def __call__(self, graph: str, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Takes and gives float32 arrays of leading dimension 1 by the names in `models.bundle`."""
+
+
+@dataclass(frozen=True)
+class NoiseFunction:
+    """Noise variance at signal x: max(slope * x + offset, floor)."""
+
+    slope: float
+    offset: float
+    floor: float
+
+    @classmethod
+    def of(cls, parameters: Array, manifest: Manifest) -> NoiseFunction:
+        """From a parameter vector (P,) in the manifest's order. Raises BundleInvalid where one is missing."""
+        named = dict(zip(manifest.parameters, parameters.tolist(), strict=True))
+        if missing := [name for name in NAMES if name not in named]:
+            raise BundleInvalid(f"{manifest.name}@{manifest.version} has no parameter {', '.join(missing)}")
+        return cls(*(named[name] for name in NAMES))
+
+    def level(self, signal: Array, measured: Array | None = None) -> float:
+        """Root mean square noise over a signal (samples, rows, columns); `measured` (rows, columns) masks it."""
+        variance = np.maximum(self.slope * signal + self.offset, max(self.floor, 0.0))
+        kept = variance if measured is None else variance[:, measured]
+        return float(np.sqrt(np.mean(kept, dtype=np.float64))) if kept.size else 0.0
+
+    def in_real_units(self, values: ValueMap) -> NoiseFunction:
+        """The same function of the real-world signal, in squared real-world units."""
+        gain = values.slope / values.scale  # signed: real = (unit - offset) * gain + intercept
+        at_zero = self.offset + self.slope * (values.offset - values.intercept / gain)
+        return NoiseFunction(self.slope * gain, at_zero * gain**2, self.floor * gain**2)
+
+
+def rms(values: Array, measured: Array | None = None) -> float:
+    """Root mean square over (samples, rows, columns) where `measured` (rows, columns) is true; 0 where nothing is."""
+    kept = values if measured is None else values[:, measured]
+    return float(np.sqrt(np.mean(np.square(kept), dtype=np.float64))) if kept.size else 0.0
+
+
+def given(sigma_unit: float, estimated: Array, manifest: Manifest) -> Array:
+    """The parameters (P,) with a constant level in place of the estimated one; other parameters stay."""
+    level = dict(zip(NAMES, (0.0, sigma_unit**2, 0.0), strict=True))
+    pairs = zip(manifest.parameters, estimated, strict=True)
+    return np.array([level.get(name, value) for name, value in pairs], np.float32)
+
+
+async def estimate(planes: Array, run: Runner) -> Array:
+    """Parameters (P,), float32, common to the planes (samples, rows, columns) of one frame on the unit scale.
+
+    Each distinct plane is estimated as a whole; the parameters are the mean over all planes. Above
+    `WHOLE_FRAME_PIXELS` a plane is represented by a fixed grid of blocks, weighted by their share
+    of pixels between the frame's extremes, since saturated background shows no noise.
+    """
+    first = first_equal(planes)
+    by_plane = {index: await _estimate_plane(planes[index], run) for index in sorted(set(first))}
+    return np.asarray(np.mean([by_plane[index] for index in first], axis=0), np.float32)
+
+
+async def _estimate_plane(plane: Array, run: Runner) -> Array:
+    blocks = sample_blocks(plane)
+    answers = await together([run("estimate", {"image": block[None, None]}) for block in blocks])
+    low, high = plane.min(), plane.max()
+    weights = np.array([np.mean((block > low) & (block < high)) for block in blocks])
+    if not weights.any():
+        weights[:] = 1.0
+    return np.asarray(np.average([answer["parameters"][0] for answer in answers], axis=0, weights=weights))
+
+
+def sample_blocks(plane: Array) -> list[Array]:
+    """The plane itself, or a regular grid of blocks of a plane above `WHOLE_FRAME_PIXELS`."""
+    if plane.size <= WHOLE_FRAME_PIXELS:
+        return [np.ascontiguousarray(plane)]
+    starts = [np.unique(np.linspace(0, max(side - BLOCK, 0), BLOCKS_PER_AXIS).astype(int)) for side in plane.shape]
+    return [np.ascontiguousarray(plane[r : r + BLOCK, c : c + BLOCK]) for r in starts[0] for c in starts[1]]
+
+
+def first_equal(planes: Array) -> list[int]:
+    """Per plane, the index of the first plane with the same values: grey images stored as RGB are worked once,
+    and their planes stay equal whatever the runtime's rounding."""
+    return [next((j for j in range(i) if np.array_equal(planes[j], planes[i])), i) for i in range(len(planes))]
+
+
+async def together(works: Sequence[Coroutine[Any, Any, Mapping[str, Array]]]) -> list[Mapping[str, Array]]:
+    """All results in order; the first failure cancels the rest, so that nothing goes on unwanted."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

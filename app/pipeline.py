@@ -1,0 +1,264 @@
+"""The order of steps for one image: unit planes, noise estimate, tiles, restored image, evidence.
+
+The service and the command line both come through here; they differ in the `Runner` they bring.
+Frames are worked one by one, so that memory holds one frame of floats whatever the number of frames.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import defaultdict
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from app.errors import RunFailed
+from app.noise import WHOLE_FRAME_PIXELS, Array, NoiseFunction, Runner, estimate, first_equal, given, rms, together
+from models.bundle import Bundle
+from models.errors import ImageTooLarge, OptionError
+from models.imaging.image import Derivation, Image, Limits
+from models.imaging.tiles import TilePlan, cut, merge, plan_tiles
+from models.imaging.values import from_unit, to_unit
+
+LIMITS = Limits()
+STRENGTHS = (0.0, 1.5)
+EXACT, FAST = "fp32", "bf16"  # number formats of the two modes
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a caller may choose about a denoising. Raises OptionError out of range."""
+
+    strength: float = 1.0  # 0 is the identity, 1 the trained amount
+    sigma: float | None = None  # noise level in the image's real-world units, in place of the estimate
+
+    def __post_init__(self) -> None:
+        if not STRENGTHS[0] <= self.strength <= STRENGTHS[1]:
+            raise OptionError(f"strength must lie between {STRENGTHS[0]} and {STRENGTHS[1]}")
+        if self.sigma is not None and not (self.sigma > 0 and math.isfinite(self.sigma)):
+            raise OptionError("sigma must be a positive number of the image's own units")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was done to the values, in real-world units; None where the task measures no such thing."""
+
+    unit: str
+    noise_before: float | None = None  # RMS of the noise map that the network worked with
+    noise_after: float | None = None  # RMS noise estimated on the restored frames
+    removed_rms: float | None = None
+    removed_max: float | None = None
+    clipped: int = 0  # samples that had to be cut to the smallest or largest storable value
+    in_trained_range: bool | None = None
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """A restored image and how it came about."""
+
+    image: Image
+    derivation: Derivation
+    evidence: Evidence
+    timings: Mapping[str, float]  # stage -> seconds
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by stage, summed over frames."""
+
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What one frame's restoration measured; levels on the unit scale, changes in stored values."""
+
+    clipped: int
+    before: float = 0.0
+    after: float = 0.0
+    removed_rms: float = 0.0
+    removed_max: float = 0.0
+
+
+def choose_precision(image: Image, asked: str | None, fast_for_8_bit: bool) -> str:
+    """EXACT or FAST: what was `asked` ("exact", "fast"), else fast for 8-bit images alone, and DICOM never."""
+    fast = asked == "fast" or (asked is None and fast_for_8_bit and image.bits == 8 and image.format != "dicom")
+    return FAST if fast else EXACT
+
+
+def demand(image: Image, bundle: Bundle, window: int) -> tuple[int, int, int]:
+    """Items, pixels and bytes that one image has in the queue at most, with `window` tiles at one time."""
+    rows, columns = image.pixels.shape[1:3]
+    plan = plan_for(bundle, rows, columns)
+    tiles = min(window, plan.count * image.samples)
+    frame = min(rows * columns, WHOLE_FRAME_PIXELS) * image.samples if bundle.manifest.task == "denoise" else 0
+    pixels = max(tiles * plan.shape[0] * plan.shape[1], frame)
+    return max(tiles, image.samples), pixels, 4 * pixels
+
+
+async def restore(image: Image, bundle: Bundle, options: Options, run: Runner, limits: Limits = LIMITS) -> Restoration:
+    """Denoises or super-resolves an image with one bundle, which `run` runs.
+
+    Raises OptionError for options that the task does not have, ImageTooLarge where the result would
+    pass the limits, and whatever `run` raises.
+    """
+    manifest = bundle.manifest
+    if manifest.task == "superresolve" and options != Options():
+        raise OptionError("strength and sigma belong to denoising; superresolve takes neither")
+    if image.pixels[..., 0].size * manifest.scale**2 > limits.pixels:
+        raise ImageTooLarge(f"the result would have more than {limits.pixels} pixels")
+    watch = Stopwatch()
+    step = _denoise if manifest.task == "denoise" else _superresolve
+    records: list[_Record] = []
+    whole: Image | None = None
+    for index in range(image.frames):
+        try:
+            restored, record = await step(frame_of(image, index), bundle, options, run, watch)
+        except FloatingPointError as exc:
+            raise RunFailed(f"{bundle.reference} gave values that are no numbers") from exc
+        whole = _place(whole, restored, index, image.frames)
+        records.append(record)
+    assert whole is not None  # a decoded image has at least one frame
+    evidence = _summarise(records, image, bundle)
+    return Restoration(whole, _derivation(bundle, options, run, evidence), evidence, dict(watch.seconds))
+
+
+def frame_of(image: Image, index: int) -> Image:
+    """One frame as an image of its own; nothing is copied."""
+    padding = None if image.padding is None else image.padding[index : index + 1]
+    return replace(image, pixels=image.pixels[index : index + 1], padding=padding)
+
+
+def measured(frame: Image) -> Array | None:
+    """Mask (rows, columns) of one frame's measured pixels; None where all are."""
+    return None if frame.padding is None else ~frame.padding[0]
+
+
+async def _denoise(
+    frame: Image, bundle: Bundle, options: Options, run: Runner, watch: Stopwatch
+) -> tuple[Image, _Record]:
+    manifest, mask = bundle.manifest, measured(frame)
+    with watch("prepare"):
+        planes = (await asyncio.to_thread(to_unit, frame))[0]
+    with watch("estimate"):
+        parameters = await estimate(planes, run)
+        if options.sigma is not None:
+            parameters = given(options.sigma / frame.values.real_per_unit, parameters, manifest)
+    if options.strength == 0:
+        level = await asyncio.to_thread(NoiseFunction.of(parameters, manifest).level, planes, mask)
+        return frame, _Record(0, level, level)
+    with watch("restore"):
+        more = {"parameters": parameters[None], "strength": np.array([options.strength], np.float32)}
+        answer = await _run_tiles(planes, more, bundle, run)
+    with watch("verify"):
+        function = NoiseFunction.of(await estimate(answer["restored"], run), manifest)
+    with watch("finish"):
+        return await asyncio.to_thread(_finish, frame, answer, function)
+
+
+def _finish(frame: Image, answer: dict[str, Array], after: NoiseFunction) -> tuple[Image, _Record]:
+    """Stored pixels from the network's answer, and what changed where pixels were measured."""
+    mask = measured(frame)
+    restored, clipped = from_unit(answer["restored"][None], frame)
+    change = np.moveaxis(restored.pixels[0].astype(np.float64) - frame.pixels[0], -1, 0)
+    kept = change if mask is None else change[:, mask]
+    level = after.level(answer["restored"], mask)
+    return restored, _Record(clipped, rms(answer["noise"], mask), level, rms(kept), float(np.abs(kept).max(initial=0)))
+
+
+async def _superresolve(
+    frame: Image, bundle: Bundle, options: Options, run: Runner, watch: Stopwatch
+) -> tuple[Image, _Record]:
+    with watch("prepare"):
+        planes = (await asyncio.to_thread(to_unit, frame))[0]
+    with watch("restore"):
+        answer = await _run_tiles(planes, {}, bundle, run)
+    with watch("finish"):
+        scale = bundle.manifest.scale
+        restored, clipped = await asyncio.to_thread(from_unit, answer["restored"][None], frame, scale)
+    return restored, _Record(clipped)
+
+
+def plan_for(bundle: Bundle, rows: int, columns: int) -> TilePlan:
+    """The tiles of a frame: given by the bundle and the frame's size alone."""
+    manifest = bundle.manifest
+    return plan_tiles(rows, columns, manifest.tiles, manifest.multiple, manifest.halo)
+
+
+async def _run_tiles(planes: Array, more: dict[str, Array], bundle: Bundle, run: Runner) -> dict[str, Array]:
+    """Runs `restore` over planes (samples, rows, columns); gives each output merged, scaled where the task scales."""
+    plan = plan_for(bundle, *planes.shape[1:])
+    tiles = await asyncio.to_thread(cut, planes, plan)
+    work: list[Coroutine[Any, Any, Mapping[str, Array]]] = []
+    places: list[list[int]] = []  # per tile, which answer each plane takes
+    for tile in tiles:
+        first = first_equal(tile)
+        position = {index: len(work) + order for order, index in enumerate(sorted(set(first)))}
+        places.append([position[index] for index in first])
+        work += [run("restore", {"image": tile[index][None, None], **more}) for index in position]
+    answers = await together(work)
+    return {name: await asyncio.to_thread(_join, name, answers, places, plan, bundle) for name in answers[0]}
+
+
+def _join(
+    name: str, answers: list[Mapping[str, Array]], places: list[list[int]], plan: TilePlan, bundle: Bundle
+) -> Array:
+    tiles = [np.stack([answers[place][name][0, 0] for place in planes]) for planes in places]
+    return merge(tiles, plan, bundle.manifest.scale)
+
+
+def _place(whole: Image | None, frame: Image, index: int, count: int) -> Image:
+    """Puts one frame's pixels and padding into the image of all frames, which the first call makes."""
+    if whole is None:
+        padding = None if frame.padding is None else np.empty((count, *frame.padding.shape[1:]), bool)
+        whole = replace(frame, pixels=np.empty((count, *frame.pixels.shape[1:]), frame.pixels.dtype), padding=padding)
+    whole.pixels[index] = frame.pixels[0]
+    if whole.padding is not None and frame.padding is not None:
+        whole.padding[index] = frame.padding[0]
+    return whole
+
+
+def _summarise(records: list[_Record], image: Image, bundle: Bundle) -> Evidence:
+    clipped, values = sum(record.clipped for record in records), image.values
+    if bundle.manifest.task != "denoise":
+        return Evidence(values.unit, clipped=clipped)
+    before = rms(np.array([record.before for record in records]))
+    low, high = bundle.manifest.trained_sigma
+    return Evidence(
+        values.unit,
+        noise_before=before * values.real_per_unit,
+        noise_after=rms(np.array([record.after for record in records])) * values.real_per_unit,
+        removed_rms=rms(np.array([record.removed_rms for record in records])) * abs(values.slope),
+        removed_max=max(record.removed_max for record in records) * abs(values.slope),
+        clipped=clipped,
+        in_trained_range=low <= before <= high,
+    )
+
+
+def _derivation(bundle: Bundle, options: Options, run: Runner, evidence: Evidence) -> Derivation:
+    manifest = bundle.manifest
+    chosen = {"strength": options.strength, "sigma": options.sigma} if manifest.task == "denoise" else {}
+    return Derivation(
+        operation=manifest.task,
+        scale=manifest.scale,
+        model=manifest.name,
+        version=manifest.version,
+        digest=bundle.digest,
+        backend=run.backend,
+        precision=run.precision,
+        options=chosen,
+        evidence={name: value for name, value in vars(evidence).items() if value is not None},
+    )

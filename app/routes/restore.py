@@ -1,0 +1,65 @@
+"""`POST /denoise` and `POST /superresolve`: an image in, an image out."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from app.pipeline import Options
+from app.routes.exchange import IMAGE_ANSWER, IMAGE_BODY, exchange, server_timing
+from app.schemas import DenoiseQuery, SuperresolveQuery
+from app.service import Job, Product
+
+router = APIRouter(tags=["images"])
+
+
+@router.post("/denoise", openapi_extra=IMAGE_BODY, responses=IMAGE_ANSWER, response_class=Response)
+async def denoise(request: Request, query: Annotated[DenoiseQuery, Query()]) -> Response:
+    """Removes noise from one image, and nothing else: size, type and units stay as they are.
+
+    The noise level is estimated unless `sigma` gives it. Colour planes share one estimate. The
+    answer comes in the image's own format, or the one that `Accept` asks for.
+    """
+    options = Options(query.strength, query.sigma)
+    job = Job("denoise", 1, query.model, options, query.precision, request.headers.get("accept"))
+    return _answer(*await exchange(request, job, request.app.state.service.restore))
+
+
+@router.post("/superresolve", openapi_extra=IMAGE_BODY, responses=IMAGE_ANSWER, response_class=Response)
+async def superresolve(request: Request, query: Annotated[SuperresolveQuery, Query()]) -> Response:
+    """Doubles or quadruples the rows and columns of one image; spacing and position follow."""
+    scale = int(query.scale)
+    job = Job("superresolve", scale, query.model, Options(), query.precision, request.headers.get("accept"))
+    return _answer(*await exchange(request, job, request.app.state.service.restore))
+
+
+def _answer(product: Product, receive_s: float) -> Response:
+    evidence = product.evidence
+    facts = {
+        "X-Model": product.bundle.reference,
+        "X-Model-Digest": product.bundle.digest,
+        "X-Backend": product.backend,
+        "X-Precision": product.precision,
+        "X-Noise-Before": _number(evidence.noise_before),
+        "X-Noise-After": _number(evidence.noise_after),
+        "X-Noise-Unit": _word(evidence.unit),
+        "X-Removed-RMS": _number(evidence.removed_rms),
+        "X-Removed-Max": _number(evidence.removed_max),
+        "X-In-Trained-Range": None if evidence.in_trained_range is None else str(evidence.in_trained_range).lower(),
+        "X-Clip-Count": str(evidence.clipped),
+        "Content-Digest": product.content_digest,
+        "Server-Timing": server_timing({"receive": receive_s, **product.timings}),
+        "Vary": "Accept",
+    }
+    headers = {name: value for name, value in facts.items() if value is not None}
+    return Response(product.data, headers=headers, media_type=product.media_type)
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.6g}"
+
+
+def _word(unit: str) -> str:
+    """A unit out of a file, as far as a header may hold it (RFC 9110, section 5.5)."""
+    return "".join(c for c in unit if " " <= c <= "~").strip() or "unnamed"

@@ -1,0 +1,66 @@
+"""The two ways to run a graph: through the engine's queue (service), or at once (command line)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from app.admission import Admission
+from app.backends.base import Array, Backend
+from app.batching import Engine
+from app.work import Cancellation, WorkItem
+
+
+class EngineRunner:
+    """Runs one request's graphs through the queue, `window` of them at most at one time.
+
+    `queue_s` and `run_s` sum up what the answers waited and ran; the runs of a batch overlap, so
+    the sums may exceed the time that passed.
+    """
+
+    def __init__(
+        self, engine: Engine, digest: str, precision: str, admission: Admission, deadline: float, window: int
+    ) -> None:
+        self.backend = "none"
+        self.precision = precision
+        self.queue_s = 0.0
+        self.run_s = 0.0
+        self._engine = engine
+        self._digest = digest
+        self._admission = admission
+        self._deadline = deadline
+        self._window = asyncio.Semaphore(window)
+        self._cancellation = Cancellation()
+
+    async def __call__(self, graph: str, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
+        """See `app.noise.Runner`. Raises what `Engine.submit` raises."""
+        async with self._window:
+            item = WorkItem(
+                self._digest,
+                graph,
+                arrays,
+                precision=self.precision,
+                deadline=self._deadline,
+                cancellation=self._cancellation,
+                admission=self._admission,
+            )
+            answer = await self._engine.submit(item)
+        self.backend, self.precision = answer.backend, answer.precision
+        self.queue_s += answer.queue_s
+        self.run_s += answer.run_s
+        return answer.arrays
+
+
+class LocalRunner:
+    """Runs a loaded backend in this process, one graph at a time."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend.name
+        self.precision = backend.precision
+        self._loaded = backend
+        self._lock = asyncio.Lock()
+
+    async def __call__(self, graph: str, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
+        """See `app.noise.Runner`. Raises what the runtime raises."""
+        async with self._lock:
+            return await asyncio.to_thread(self._loaded.run, graph, arrays)

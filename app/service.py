@@ -1,0 +1,167 @@
+"""One image file in, one answer out: what the routes call, with everything that lives as long as the service.
+
+Decoding, encoding and pixel work run in the event loop's default thread pool, whose size `app.main`
+sets; networks run in the engine's worker processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from app.analysis import NoiseReport, analyse
+from app.batching import Engine
+from app.body import Upload
+from app.catalogue import Catalogue
+from app.errors import BackendUnavailable, NotReady
+from app.gate import Gate
+from app.log import event
+from app.monitoring import Metrics
+from app.negotiation import choose, formats_of
+from app.pipeline import (
+    EXACT,
+    Evidence,
+    Options,
+    Restoration,
+    Stopwatch,
+    choose_precision,
+    demand,
+    restore,
+)
+from app.runner import EngineRunner
+from app.settings import Settings
+from models.bundle import Bundle
+from models.errors import BundleInvalid
+from models.imaging.codec import MEDIA_TYPES, OUTPUTS, decode, encode
+from models.imaging.image import Image
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is wanted of an image."""
+
+    task: str  # "denoise" or "superresolve"
+    scale: int = 1
+    model: str | None = None
+    options: Options = field(default_factory=Options)
+    precision: str | None = None  # "exact", "fast" or the service's rule
+    accept: str | None = None
+
+
+@dataclass(frozen=True)
+class Product:
+    """An encoded answer and the facts that its headers tell."""
+
+    data: bytes
+    media_type: str
+    content_digest: str  # RFC 9530
+    bundle: Bundle
+    evidence: Evidence
+    backend: str
+    precision: str
+    timings: dict[str, float]  # stage -> seconds
+
+
+@dataclass(frozen=True)
+class Report:
+    """A noise report and what made it."""
+
+    noise: NoiseReport
+    bundle: Bundle
+    backend: str
+    precision: str
+    lossy: bool
+    timings: dict[str, float]
+
+
+class Service:
+    """Holds the catalogue, the engine and the counters; everything but the settings can be watched from outside."""
+
+    def __init__(self, settings: Settings, catalogue: Catalogue, engine: Engine, metrics: Metrics) -> None:
+        self.settings = settings
+        self.catalogue = catalogue
+        self.engine = engine
+        self.metrics = metrics
+        self.gate = Gate(settings.requests, settings.request_bytes)
+
+    def check(self, job: Job) -> Bundle:
+        """The bundle for a job, before its body is read. Raises what makes the body not worth reading:
+        NotReady, BundleNotFound, BundleInvalid, OptionError, NotAcceptable."""
+        bundle = self.catalogue.lookup(job.model, job.task, job.scale)
+        choose(job.accept, OUTPUTS)
+        if self.engine.reason is not None:
+            raise NotReady(self.engine.reason)
+        return bundle
+
+    async def restore(self, job: Job, upload: Upload) -> Product:
+        """Decodes, restores and encodes one image."""
+        bundle, watch = self.check(job), Stopwatch()
+        with watch("decode"):
+            image = await asyncio.to_thread(decode, upload.data, self.settings.limits, upload.hint)
+        format = choose(job.accept, formats_of(image))
+
+        async def work(run: EngineRunner) -> Restoration:
+            return await restore(image, bundle, job.options, run, self.settings.limits)
+
+        restoration, run = await self._run(image, bundle, job.precision, work)
+        with watch("encode"):
+            data, digest = await asyncio.to_thread(_encode, restoration, format)
+        timings = {**watch.seconds, **restoration.timings, "queue": run.queue_s, "run": run.run_s}
+        self._observe(job.task, image, restoration.evidence, timings)
+        return Product(
+            data, MEDIA_TYPES[format], digest, bundle, restoration.evidence, run.backend, run.precision, timings
+        )
+
+    async def analyse(self, job: Job, upload: Upload) -> Report:
+        """Decodes an image and measures its noise."""
+        bundle, watch = self.check(job), Stopwatch()
+        with watch("decode"):
+            image = await asyncio.to_thread(decode, upload.data, self.settings.limits, upload.hint)
+
+        async def work(run: EngineRunner) -> NoiseReport:
+            return await analyse(image, bundle, run)
+
+        with watch("analyse"):
+            report, run = await self._run(image, bundle, job.precision, work)
+        timings = watch.seconds | {"queue": run.queue_s, "run": run.run_s}
+        self._observe("analyze", image, Evidence(image.values.unit), timings)
+        return Report(report, bundle, run.backend, run.precision, image.lossy, timings)
+
+    async def _run(
+        self, image: Image, bundle: Bundle, asked: str | None, work: Callable[[EngineRunner], Awaitable[T]]
+    ) -> tuple[T, EngineRunner]:
+        """Does the work with room in the queue held for it; in exact mode where the fast one is not to be had."""
+        precision = choose_precision(image, asked, self.settings.fast_for_8_bit)
+        if not self.engine.supports(bundle, precision):
+            precision = EXACT
+        window = self.settings.tiles_in_flight
+        with self.engine.admit(*demand(image, bundle, window)) as admission:
+            deadline = time.monotonic() + self.settings.timeout_s
+            run = EngineRunner(self.engine, bundle.digest, precision, admission, deadline, window)
+            try:
+                return await work(run), run
+            except (BackendUnavailable, BundleInvalid) as exc:
+                if precision == EXACT:
+                    raise
+                event("no fast mode, exact mode serves", logging.WARNING, model=bundle.reference, reason=str(exc))
+        return await self._run(image, bundle, "exact", work)
+
+    def _observe(self, task: str, image: Image, evidence: Evidence, timings: dict[str, float]) -> None:
+        self.metrics.observe_stages(timings)
+        self.metrics.pixels.labels(task).inc(image.pixels[..., 0].size)
+        self.metrics.clipped.inc(evidence.clipped)
+        if evidence.noise_before is not None:
+            self.metrics.level.observe(evidence.noise_before / image.values.real_per_unit)
+
+
+def _encode(restoration: Restoration, format: str) -> tuple[bytes, str]:
+    data = encode(restoration.image, format, restoration.derivation)
+    return data, f"sha-256=:{base64.b64encode(hashlib.sha256(data).digest()).decode()}:"
