@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_bundle import write_tiny
+
+from tests.tiny_bundle import write_tiny
 
 
 @pytest.fixture(scope="session")
