@@ -67,22 +67,26 @@ def _open(bundle: Bundle, graph: str, index: int | None, threads: int | None) ->
     options.inter_op_num_threads = 1
     if threads:
         options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors; what is wrong is raised below
+    options.log_severity_level = 4  # fatal; errors are raised
     provider = CPU if index is None else CUDA
-    settings = {} if index is None else _cuda_settings(index)
+    missing = BackendUnavailable(
+        f"cuda:{index} was required, but ONNX Runtime cannot use it: install medrestore[gpu] in place of "
+        "medrestore[cpu], and an NVIDIA driver that fits its CUDA"
+    )
+    if provider not in onnxruntime.get_available_providers():
+        raise missing
     if index is not None:
         onnxruntime.preload_dlls()
     path = bundle.graph(graph, "onnx")
+    settings = {} if index is None else _cuda_settings(index)
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[(provider, settings)])
     except Exception as exc:  # its errors share no base but Exception
-        raise BundleInvalid(f"{bundle.reference}: {path.name} does not load in ONNX Runtime: {exc}") from exc
-    # Without a usable GPU the session falls back to the CPU and says so only here.
+        error = BundleInvalid if index is None else BackendUnavailable
+        raise error(f"{bundle.reference}: {path.name} does not load on {provider}: {exc}") from exc
+    # Without a usable GPU the session falls back to the CPU, and says so only here.
     if session.get_providers()[0] != provider:
-        raise BackendUnavailable(
-            f"cuda:{index} was required, but ONNX Runtime runs on {session.get_providers()[0]}: "
-            "install medrestore[gpu] and an NVIDIA driver that fits its CUDA"
-        )
+        raise missing
     return session
 
 
