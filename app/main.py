@@ -7,12 +7,11 @@ import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 
 import uvicorn
 from fastapi import FastAPI
 
-from app import log, problem
+from app import log, openapi, problem
 from app.admission import QueueLimits
 from app.batching import Engine, EngineConfig
 from app.catalogue import Catalogue, task_name
@@ -23,6 +22,7 @@ from app.routes import analyze, health, models, restore
 from app.service import Service
 from app.settings import Settings
 
+API_VERSION = "1"  # of the interface, as in /v1; the product has its own
 DESCRIPTION = """Denoising and super-resolution of medical images. For research; not a medical device.
 
 Every path also answers under `/v1`. Options that are not listed are refused, never ignored. Errors
@@ -46,17 +46,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(
         title="MedRestore",
-        version=product_version(),
+        version=API_VERSION,
         description=DESCRIPTION,
         lifespan=lifespan,
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
     )
     for routes in (restore, analyze, models, health):
         app.include_router(routes.router)
         app.include_router(routes.router, prefix="/v1", include_in_schema=False)
     problem.install(app)
+    openapi.install(app)
     app.add_middleware(Monitor, metrics=metrics)
     return app
 
@@ -91,14 +93,6 @@ def engine_config(settings: Settings) -> EngineConfig:
         threads=settings.threads,
         limits=QueueLimits(settings.queue_items, settings.queue_pixels, settings.queue_bytes),
     )
-
-
-def product_version() -> str:
-    """Version of the installed package."""
-    try:
-        return version("medrestore")
-    except PackageNotFoundError:
-        return "0+unknown"
 
 
 def serve(settings: Settings) -> None:

@@ -1,8 +1,8 @@
 """Errors as answers: `application/problem+json` (RFC 9457), whatever went wrong.
 
 Members beyond the standard five: `request_id` always; `reason`, `available`, `errors` and
-`retry_after_s` where they apply. A problem never repeats what was sent: no option values, no pixel
-values, no text out of a DICOM header.
+`retry_after_s` where they apply. A problem never repeats what was in an image: no pixel values, no
+text out of a DICOM header, no file name.
 """
 
 from __future__ import annotations
@@ -27,11 +27,9 @@ INVALID_OPTION = Status(422, "invalid-option", "Option out of range or contradic
 RETRY_LATER_S = 5.0  # for 503, where no better estimate exists
 
 
-def problem(
-    request_id: str, status: Status, detail: str, headers: dict[str, str] | None = None, **more: Any
-) -> Response:
-    """One problem document as a response; members of `more` that are None are left out."""
-    body = {
+def body_of(request_id: str, status: Status, detail: str, **more: Any) -> dict[str, Any]:
+    """The members of one problem document; those of `more` that are None are left out."""
+    standard = {
         "type": TYPE_PREFIX + status.slug,
         "title": status.title,
         "status": status.code,
@@ -39,7 +37,14 @@ def problem(
         "instance": f"urn:medrestore:request:{request_id}",
         "request_id": request_id,
     }
-    body |= {key: value for key, value in more.items() if value is not None}
+    return standard | {key: value for key, value in more.items() if value is not None}
+
+
+def problem(
+    request_id: str, status: Status, detail: str, headers: dict[str, str] | None = None, **more: Any
+) -> Response:
+    """One problem document as a response."""
+    body = body_of(request_id, status, detail, **more)
     return Response(json.dumps(body), status.code, headers, media_type=MEDIA_TYPE)
 
 
@@ -73,7 +78,7 @@ def of_http(request: Request, error: HTTPException) -> Response:
     phrase = HTTPStatus(error.status_code).phrase
     status = Status(error.status_code, phrase.lower().replace(" ", "-"), phrase)
     request.scope["problem"] = status.slug
-    return problem(id_of(request), status, f"{request.method} is not answered here", dict(error.headers or {}))
+    return problem(id_of(request), status, f"nothing answers {request.method} at this path", dict(error.headers or {}))
 
 
 def of_unexpected(request_id: str) -> Response:

@@ -14,8 +14,8 @@ from app.work import Cancellation, WorkItem
 class EngineRunner:
     """Runs one request's graphs through the queue, `window` of them at most at one time.
 
-    `queue_s` and `run_s` sum up what the answers waited and ran; the runs of a batch overlap, so
-    the sums may exceed the time that passed.
+    `queue_s` is what the first answer waited (for others: later ones wait for each other), `run_s`
+    the sum of what all answers ran; runs on several workers overlap.
     """
 
     def __init__(
@@ -23,7 +23,7 @@ class EngineRunner:
     ) -> None:
         self.backend = "none"
         self.precision = precision
-        self.queue_s = 0.0
+        self.queue_s: float | None = None
         self.run_s = 0.0
         self._engine = engine
         self._digest = digest
@@ -31,6 +31,11 @@ class EngineRunner:
         self._deadline = deadline
         self._window = asyncio.Semaphore(window)
         self._cancellation = Cancellation()
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds by stage, as for `Server-Timing`."""
+        return {"queue": self.queue_s or 0.0, "run": self.run_s}
 
     async def __call__(self, graph: str, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
         """See `app.noise.Runner`. Raises what `Engine.submit` raises."""
@@ -46,7 +51,7 @@ class EngineRunner:
             )
             answer = await self._engine.submit(item)
         self.backend, self.precision = answer.backend, answer.precision
-        self.queue_s += answer.queue_s
+        self.queue_s = answer.queue_s if self.queue_s is None else self.queue_s
         self.run_s += answer.run_s
         return answer.arrays
 

@@ -112,9 +112,10 @@ class Service:
             return await restore(image, bundle, job.options, run, self.settings.limits)
 
         restoration, run = await self._run(image, bundle, job.precision, work)
+        watch.seconds.update(restoration.timings)
         with watch("encode"):
             data, digest = await asyncio.to_thread(_encode, restoration, format)
-        timings = {**watch.seconds, **restoration.timings, "queue": run.queue_s, "run": run.run_s}
+        timings = watch.seconds | run.timings
         self._observe(job.task, image, restoration.evidence, timings)
         return Product(
             data, MEDIA_TYPES[format], digest, bundle, restoration.evidence, run.backend, run.precision, timings
@@ -131,7 +132,7 @@ class Service:
 
         with watch("analyse"):
             report, run = await self._run(image, bundle, job.precision, work)
-        timings = watch.seconds | {"queue": run.queue_s, "run": run.run_s}
+        timings = watch.seconds | run.timings
         self._observe("analyze", image, Evidence(image.values.unit), timings)
         return Report(report, bundle, run.backend, run.precision, image.lossy, timings)
 

@@ -8,7 +8,8 @@ from fastapi import APIRouter, Query, Request, Response
 
 from app import schemas
 from app.analysis import FrameReport
-from app.routes.exchange import IMAGE_BODY, PROBLEMS, exchange, server_timing
+from app.routes.documentation import IMAGE_BODY, PROBLEMS
+from app.routes.exchange import exchange, server_timing
 from app.schemas import AnalyzeQuery
 from app.service import Job
 

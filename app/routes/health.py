@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.errors import NotReady
-from app.routes.exchange import PROBLEMS
+from app.routes.documentation import READY_PROBLEM
 from app.schemas import Health
 from app.service import Service
 
@@ -19,7 +19,7 @@ async def live() -> Health:
     return Health(status="live")
 
 
-@router.get("/healthz/ready", responses={503: PROBLEMS[503]})
+@router.get("/healthz/ready", responses={503: READY_PROBLEM})
 async def ready(request: Request) -> Health:
     """A worker has loaded and self-tested its models; otherwise 503 with the reason."""
     service: Service = request.app.state.service

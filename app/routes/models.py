@@ -7,13 +7,14 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from app.catalogue import Catalogue
+from app.routes.documentation import OPTION_PROBLEM
 from app.schemas import ModelFacts, ModelList, NoQuery
 from models.bundle import Bundle
 
 router = APIRouter(tags=["models"])
 
 
-@router.get("/models")
+@router.get("/models", responses={422: OPTION_PROBLEM})
 async def list_models(request: Request, _: Annotated[NoQuery, Query()]) -> ModelList:
     """The models with their digests, licences, scores and the range of noise they were trained on."""
     catalogue: Catalogue = request.app.state.service.catalogue

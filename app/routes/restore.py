@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from app.pipeline import Options
-from app.routes.exchange import IMAGE_ANSWER, IMAGE_BODY, exchange, server_timing
+from app.routes.documentation import IMAGE_ANSWER, IMAGE_BODY
+from app.routes.exchange import exchange, server_timing
 from app.schemas import DenoiseQuery, SuperresolveQuery
 from app.service import Job, Product
 

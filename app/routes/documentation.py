@@ -1,0 +1,101 @@
+"""What OpenAPI says about bodies, headers and problems beyond what FastAPI finds out by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.body import FIELD
+from app.errors import STATUSES, DeadlineExceeded, InvalidBody, NotAcceptable, NotReady, QueueFull, RunFailed
+from app.problem import MEDIA_TYPE, body_of
+from app.schemas import Problem
+from models.errors import (
+    BundleNotFound,
+    CorruptImage,
+    ImageTooLarge,
+    MedRestoreError,
+    OptionError,
+    UnknownFormat,
+)
+from models.imaging.codec import MEDIA_TYPES, OUTPUTS
+
+BINARY = {"type": "string", "format": "binary"}
+FORM = {"type": "object", "required": [FIELD], "properties": {FIELD: {**BINARY, "description": "the image file"}}}
+IMAGE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "One image: DICOM, PNG, TIFF, JPEG or NPY, as the body itself (whatever its type says) "
+        f"or as the form field `{FIELD}`. The content decides the format.",
+        "content": {
+            "multipart/form-data": {"schema": FORM},
+            **{media_type: {"schema": BINARY} for media_type in MEDIA_TYPES.values()},
+            "application/octet-stream": {"schema": BINARY},
+        },
+    }
+}
+
+_TEXT = {"schema": {"type": "string"}}
+
+
+def _header(description: str, example: str) -> dict[str, Any]:
+    return {"description": description, "example": example, **_TEXT}
+
+
+HEADERS = {
+    "X-Model": _header("model that answered, name@version", "denoise@1"),
+    "X-Model-Digest": _header("SHA-256 of its manifest", "9f2c..."),
+    "X-Backend": _header("runtime", "onnx"),
+    "X-Precision": _header("number format of the computation", "fp32"),
+    "X-Noise-Before": _header("RMS noise that was found; denoising only, as the next six", "21.3"),
+    "X-Noise-After": _header("RMS noise estimated in the answer", "3.1"),
+    "X-Noise-Unit": _header("real-world unit of these numbers", "HU"),
+    "X-Removed-RMS": _header("RMS of the change", "20.9"),
+    "X-Removed-Max": _header("largest change of one sample", "118"),
+    "X-In-Trained-Range": _header("whether the model was trained on such a noise level", "true"),
+    "X-Clip-Count": _header("samples cut to the storable range", "0"),
+    "Content-Digest": _header("SHA-256 of the body (RFC 9530)", "sha-256=:...:"),
+    "Server-Timing": _header("milliseconds by stage", "decode;dur=2.1, restore;dur=83.0, total;dur=95.2"),
+    "X-Request-Id": _header("the caller's, or a new one", "6d1f5c0e"),
+}
+
+
+def _problem(description: str, error: type[MedRestoreError], detail: str, **more: Any) -> dict[str, Any]:
+    """One documented problem, with an example of the class that it mostly is."""
+    status = STATUSES[error]
+    example = body_of("6d1f5c0e", status, detail, **more)
+    return {"description": description, "model": Problem, "content": {MEDIA_TYPE: {"example": example}}}
+
+
+OPTION_PROBLEM = _problem(
+    "An option is out of range, contradicts another, or is unknown",
+    OptionError,
+    "foo: Extra inputs are not permitted",
+    errors=[{"option": "foo", "message": "Extra inputs are not permitted"}],
+)
+READY_PROBLEM = _problem("No worker or no model is ready", NotReady, "no worker is ready: cpu starting")
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: _problem("The body is not one image", InvalidBody, "the field 'file' is empty"),
+    404: _problem("No such model", BundleNotFound, "no model 'denoise@9'; available: denoise@1"),
+    413: _problem("Over a limit", ImageTooLarge, "the body is larger than the limit of 268435456 bytes"),
+    415: _problem(
+        "Not a format that is read here", UnknownFormat, "the file is none of DICOM, PNG, TIFF, JPEG and NPY"
+    ),
+    422: _problem("A damaged or unsupported image, or a bad option", CorruptImage, "the PNG file ends early"),
+    429: _problem("Too much waits; see Retry-After", QueueFull, "the queue is full (pixels)", retry_after_s=4),
+    502: _problem("The model failed on this image", RunFailed, "the model gave values that are no numbers"),
+    503: READY_PROBLEM,
+    504: _problem("Not done in time", DeadlineExceeded, "the deadline passed before the work was done"),
+}
+IMAGE_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The restored image",
+        "headers": HEADERS,
+        "content": {MEDIA_TYPES[format]: {"schema": BINARY} for format in OUTPUTS},
+    },
+    406: _problem(
+        "The image cannot be written as any accepted type",
+        NotAcceptable,
+        "this image can be answered as image/png; Accept names none of them",
+        available=["image/png"],
+    ),
+    **PROBLEMS,
+}
