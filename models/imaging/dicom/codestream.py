@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from models.errors import CorruptImage
 
 _STARTS_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_STANDALONE = {0x00, 0x01, *range(0xD0, 0xDA)}  # stuffing, TEM, RSTn, SOI, EOI: none may precede the scan
+_APP0, _APP14, _START_OF_SCAN = 0xE0, 0xEE, 0xDA
 _END = b"\xff\xd9"  # EOI of JPEG and JPEG-LS, EOC of JPEG 2000
 _MOST_TILES = 65_535  # ISO/IEC 15444-1 A.4.2: Isot is 16 bits
 _RLE_UNCHECKED = 4 * 1024**2  # a packed frame below this cannot unpack to more than 256 MiB
@@ -39,21 +41,35 @@ def read_codestream(frame: bytes, coding: str) -> Codestream:
 
 
 def _read_jpeg(frame: bytes) -> Codestream:
-    """ISO/IEC 10918-1 B.2.2 and ISO/IEC 14495-1 C.2.2: the frame header has one layout for both."""
+    """ISO/IEC 10918-1 B.2.2 and ISO/IEC 14495-1 C.2.2: the frame header has one layout for both.
+
+    All segments up to the scan must follow each other and be well formed. That is stricter than most
+    readers, for gdcm aborts the process where the libjpeg inside it merely has a warning.
+    """
     if frame[:2] != b"\xff\xd8":
         raise CorruptImage("a compressed frame is no JPEG codestream")
-    offset = 2
+    offset, header, transform = 2, None, 0
     while True:
         marker, code, length = struct.unpack_from(">BBH", frame, offset)
-        if marker != 0xFF:
-            raise CorruptImage("a compressed frame has damaged JPEG markers")
-        if code == 0xFF:  # fill byte before a marker
+        if marker == 0xFF and code == 0xFF:  # fill byte before a marker
             offset += 1
             continue
+        if marker != 0xFF or code in _STANDALONE or length < 2:
+            raise CorruptImage("a compressed frame has damaged JPEG markers")
+        content = frame[offset + 4 : offset + 2 + length]
         if code in _STARTS_OF_FRAME:
-            precision, rows, columns, samples = struct.unpack_from(">BHHB", frame, offset + 4)
-            return Codestream(rows, columns, samples, precision)
+            precision, rows, columns, samples = struct.unpack_from(">BHHB", content)
+            header = Codestream(rows, columns, samples, precision)
+        elif code == _APP14 and content.startswith(b"Adobe") and len(content) >= 12:
+            transform = content[11]
+        elif code == _APP0 and content.startswith(b"JFIF\0") and content[5] != 1:
+            raise CorruptImage("a compressed frame has an unknown version of JFIF")
+        elif code == _START_OF_SCAN:
+            break
         offset += 2 + length
+    if header is None or transform > 1:
+        raise CorruptImage("a compressed frame has no JPEG frame header or an unknown colour transform")
+    return header
 
 
 def _read_jpeg2000(frame: bytes) -> Codestream:

@@ -102,16 +102,10 @@ def _check_codestream(dataset: Dataset, stream: Codestream) -> None:
 
 
 def _decode(dataset: Dataset, syntax: Syntax) -> tuple[Array, str]:
-    """The array and its photometric interpretation, by the first named plug-in that decodes all frames."""
-    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+    """The array and its photometric interpretation."""
     options: dict[str, Any] = {"allow_excess_frames": False}
     if syntax.coding in ("native", "rle", "jpeg"):
         options["correct_unused_bits"] = False
-    failures = []
-    for plugin in syntax.plugins or ("",):
-        try:
-            array, properties = decoder.as_array(dataset, decoding_plugin=plugin, **options)
-            return array, str(properties["photometric_interpretation"])
-        except (ValueError, RuntimeError, AttributeError, TypeError, IndexError) as exc:
-            failures.append(f"{plugin or 'native'}: {type(exc).__name__}")
-    raise CorruptImage(f"the pixel data cannot be decoded ({', '.join(failures)})")
+    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+    array, properties = decoder.as_array(dataset, decoding_plugin=syntax.plugin, **options)
+    return array, str(properties["photometric_interpretation"])

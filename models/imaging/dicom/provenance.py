@@ -15,6 +15,17 @@ _LARGEST_IS = 2**31 - 1
 _LONG_STRING, _SHORT_TEXT = 64, 1024  # characters of LO and ST (PS3.5 6.2)
 _MANUFACTURER = "MedRestore"
 
+_PRIMARY_ONLY = (  # classes of which ImageType value 2 is an enumerated PRIMARY
+    "Enhanced",
+    "Legacy Converted",
+    "Positron Emission",
+    "Nuclear Medicine",
+    "X-Ray 3D",
+    "Breast Tomosynthesis",
+    "Ophthalmic Photography",
+    "Ophthalmic Optical Coherence",
+    "Intravascular Optical Coherence",
+)
 _OPERATION_CODES = {  # CID 7203; it has no concept for noise reduction, the text says what was done
     "denoise": ("113087", "Smoothing"),
     "superresolve": ("113085", "Spatial resampling"),
@@ -96,10 +107,10 @@ def _set_dates(dataset: Dataset, now: datetime | None) -> None:
 
 
 def _set_image_type(dataset: Dataset) -> None:
-    """Value 1 DERIVED; value 2 SECONDARY, except that an enhanced object keeps its PRIMARY (C.8.16.1)."""
-    enhanced = bool(dataset.get("PerFrameFunctionalGroupsSequence"))
+    """Value 1 DERIVED; value 2 SECONDARY, except where the class allows nothing but PRIMARY (C.8.16.1)."""
+    primary = "PerFrameFunctionalGroupsSequence" in dataset or dataset.SOPClassUID.name.startswith(_PRIMARY_ONLY)
     kept = _values(dataset.get("ImageType"))[1:]
-    second = (kept[0] if kept and kept[0] else "PRIMARY") if enhanced else "SECONDARY"
+    second = (kept[0] if kept and kept[0] else "PRIMARY") if primary else "SECONDARY"
     dataset.ImageType = ["DERIVED", second, *kept[1:]]
     for level in walk(dataset):
         if level.get("FrameType"):

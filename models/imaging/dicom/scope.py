@@ -25,6 +25,8 @@ _NOT_INTENSITIES = {
     uid.SegmentationStorage: "a segmentation",
     uid.RTDoseStorage: "a dose grid",
     uid.ParametricMapStorage: "a parametric map",
+    uid.OphthalmicThicknessMapStorage: "a thickness map",
+    uid.CornealTopographyMapStorage: "a topography map",
 }
 _SAMPLES = {"MONOCHROME1": 1, "MONOCHROME2": 1, "RGB": 3, "YBR_FULL": 3, "YBR_FULL_422": 3, "YBR_ICT": 3, "YBR_RCT": 3}
 
@@ -35,10 +37,7 @@ def check_header(dataset: Dataset) -> None:
     sop_class = uid.UID(dataset.SOPClassUID)
     if sop_class in _NOT_INTENSITIES:
         raise UnsupportedImage("unsupported_pixels", f"{_NOT_INTENSITIES[sop_class]} holds no image intensities")
-    if "Rows" not in dataset:
-        if sop_class.name.endswith("Image Storage"):
-            raise CorruptImage("truncated: an image object that describes no image")
-        raise UnsupportedImage("no_pixel_data", "the object holds no image")
+    _check_image(dataset, sop_class)
     image_size(dataset)
     _check_layout(dataset)
     _check_samples(dataset)
@@ -80,6 +79,16 @@ def _check_identity(dataset: Dataset) -> None:
         value = dataset.get(keyword)
         if not isinstance(value, str) or not _UID.fullmatch(value):
             raise UnsupportedImage("invalid_dicom", f"{keyword} is missing or malformed")
+
+
+def _check_image(dataset: Dataset, sop_class: uid.UID) -> None:
+    """Standard classes say by their name whether they are images; of others, Rows does."""
+    known = sop_class.name != str(sop_class)
+    image = "Image Storage" in sop_class.name or sop_class == uid.EnhancedUSVolumeStorage
+    if not image and (known or "Rows" not in dataset):
+        raise UnsupportedImage("no_pixel_data", "the object holds no image")
+    if "Rows" not in dataset:
+        raise CorruptImage("truncated: an image object that describes no image")
 
 
 def _check_layout(dataset: Dataset) -> None:

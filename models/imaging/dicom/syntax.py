@@ -11,33 +11,34 @@ from pydicom import uid
 class Syntax:
     """How the pixel data of one transfer syntax are decoded.
 
-    `plugins` are pydicom decoding plug-ins in order of preference. They are named, so that an
-    installed plug-in that is not listed (pylibjpeg-libjpeg is GPL-3 and differs by a grey level)
-    cannot change a result. Native syntaxes need none.
+    `plugin` is the one pydicom decoding plug-in that is used. It is named, so that whatever else is
+    installed (pylibjpeg-libjpeg is GPL-3 and differs by a grey level) cannot change a result, and
+    there is no second choice: a frame that one decoder refuses is damaged, not a matter of taste.
     """
 
-    plugins: tuple[str, ...] = ()
+    plugin: str = ""  # native syntaxes need none
     coding: str = "native"  # "native", "rle", "jpeg", "jpeg-ls" or "jpeg2000"
     lossy: bool = False  # the syntax says that information was lost; 4.91 and 4.203 may or may not
     method: str = ""  # LossyImageCompressionMethod (PS3.3 C.7.6.1.1.5.1)
 
 
-_OPENJPEG = ("pylibjpeg",)  # with pylibjpeg-openjpeg
-_JPEG_8BIT = Syntax(("gdcm", "pillow"), "jpeg", lossy=True, method="ISO_10918_1")
-_JPEG_LOSSLESS = Syntax(("gdcm",), "jpeg")
+_OPENJPEG = "pylibjpeg"  # with pylibjpeg-openjpeg
+# gdcm decodes these to the same values, but a damaged Huffman table makes it abort the process.
+_JPEG_8BIT = Syntax("pillow", "jpeg", lossy=True, method="ISO_10918_1")
+_JPEG_LOSSLESS = Syntax("gdcm", "jpeg")
 
 SYNTAXES: dict[str, Syntax] = {
     uid.ImplicitVRLittleEndian: Syntax(),
     uid.ExplicitVRLittleEndian: Syntax(),
     uid.ExplicitVRBigEndian: Syntax(),
     uid.DeflatedExplicitVRLittleEndian: Syntax(),
-    uid.RLELossless: Syntax(("pydicom",), "rle"),
+    uid.RLELossless: Syntax("pydicom", "rle"),
     uid.JPEGBaseline8Bit: _JPEG_8BIT,
     uid.JPEGExtended12Bit: _JPEG_8BIT,
     uid.JPEGLossless: _JPEG_LOSSLESS,
     uid.JPEGLosslessSV1: _JPEG_LOSSLESS,
-    uid.JPEGLSLossless: Syntax(("pyjpegls",), "jpeg-ls"),
-    uid.JPEGLSNearLossless: Syntax(("pyjpegls",), "jpeg-ls", lossy=True, method="ISO_14495_1"),
+    uid.JPEGLSLossless: Syntax("pyjpegls", "jpeg-ls"),
+    uid.JPEGLSNearLossless: Syntax("pyjpegls", "jpeg-ls", lossy=True, method="ISO_14495_1"),
     uid.JPEG2000Lossless: Syntax(_OPENJPEG, "jpeg2000"),
     uid.JPEG2000: Syntax(_OPENJPEG, "jpeg2000", method="ISO_15444_1"),
     uid.HTJ2KLossless: Syntax(_OPENJPEG, "jpeg2000"),
