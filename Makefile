@@ -3,10 +3,9 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 PYTHON ?= python3
 PYTEST ?= -q
-TASK ?= denoise
-CONFIG ?= training/configs/$(TASK).toml
+CONFIG ?= denoise
 DATA ?= $(MEDRESTORE_SHARED)/data
-OUT ?= runs/$(TASK)
+OUT ?= runs/$(CONFIG)
 BIN := .venv/bin
 INSTALL = $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
@@ -24,10 +23,10 @@ lint: .venv/dev.stamp
 	$(BIN)/mypy
 
 bench: .venv/dev.stamp  ## seconds per slice for each backend and precision, beside DnCNN
-	$(BIN)/python -m benchmarks.speed $(BENCH)
+	$(BIN)/python tests/benchmarks/speed.py $(BENCH)
 
-train: .venv/dev.stamp  ## e.g. make train TASK=superresolve CONFIG=... DATA=... OUT=...
-	$(BIN)/medrestore train $(TASK) --config $(CONFIG) --data $(DATA) --out $(OUT) $(TRAIN)
+train: .venv/dev.stamp  ## e.g. make train CONFIG=superresolve-x2 DATA=../images TRAIN="--threads 2"
+	$(BIN)/medrestore train $(firstword $(subst -, ,$(CONFIG))) --config $(CONFIG) --data $(DATA) --out $(OUT) $(TRAIN)
 
 .venv/serve.stamp: pyproject.toml constraints.txt
 	$(INSTALL) ".[cpu]"

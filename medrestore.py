@@ -102,7 +102,6 @@ def build_parser() -> argparse.ArgumentParser:
     bundles.set_defaults(run=run_bundles)
     for command in (serve, denoise, superresolve, bundles):
         command.add_argument("--config", type=Path, help="TOML file of settings")
-    for command in (denoise, superresolve, bundles):
         command.add_argument("--repository", type=Path, help="folder of model bundles; default: those shipped")
     for name, text in TRAINING.items():
         commands.add_parser(name, help=text, add_help=False)
@@ -136,10 +135,13 @@ def run_serve(arguments: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT, then finishes open requests and exits with 0."""
     # The web server raises a signal anew once it has shut down; so it must not kill this process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))
-    settings = read_settings(arguments, "host", "port")
+    settings = read_settings(arguments, "host", "port", "repository")
     from app.main import serve
 
-    serve(settings)
+    try:
+        serve(settings)
+    except SystemExit as stop:  # SIGTERM's, or the web server's where it could not start
+        return FAILED if stop.code else DONE
     return DONE
 
 

@@ -127,7 +127,11 @@ def test_build_context_holds_what_the_image_copies() -> None:
 
 def test_git_ignores_no_bundle() -> None:
     tracked()
-    for path in ["models/bundles/denoise/1/restore.onnx", "models/bundles/denoise/1/restore.ts", "models/networks/a.py"]:
+    for path in [
+        "models/bundles/denoise/1/restore.onnx",
+        "models/bundles/denoise/1/restore.ts",
+        "models/networks/a.py",
+    ]:
         done = subprocess.run(["git", "check-ignore", "--no-index", path], cwd=ROOT, check=False, capture_output=True)
         assert done.returncode == 1, f"{path} is ignored"
 
