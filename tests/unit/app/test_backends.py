@@ -251,6 +251,8 @@ socket.socket.connect = record("connect")
 socket.socket.connect_ex = record("connect_ex")
 socket.socket.sendto = record("sendto")
 
+os.register_at_fork(before=lambda: calls.append("fork"))  # where openvino_telemetry sends from
+
 class Watch:
     def find_spec(self, name, path=None, target=None):
         if name in ("onnxruntime", "openvino"):
