@@ -72,9 +72,15 @@ class TrainConfig:
             raise ValueError("sources: at least one is needed")
 
     @property
-    def digest(self) -> str:
-        """SHA-256 of the configuration: a checkpoint of another one is refused."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+    def fits(self) -> dict[str, Fit]:
+        """The graphs of the bundle and how each is trained."""
+        found = {"estimate": self.estimate, "restore": self.restore}
+        return {graph: fit for graph, fit in found.items() if fit is not None}
+
+    def digest(self, graph: str) -> str:
+        """SHA-256 of what decides one graph's weights: a checkpoint of another configuration is refused."""
+        other = {name: None for name in ("estimate", "restore") if name != graph}
+        text = json.dumps(dataclasses.asdict(self) | other | {"summary": ""}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -88,7 +94,9 @@ def build(kind: type[T], raw: dict[str, Any], where: str) -> T:
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:
-    """One TOML value as the annotated type."""
+    """One TOML (or, from a run's record, JSON) value as the annotated type."""
+    if value is None:
+        return None
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         hint = next(arm for arm in typing.get_args(hint) if arm is not type(None))
     if dataclasses.is_dataclass(hint):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from models.bundle import GOLDEN, FileEntry, Manifest, read_bundle, sha256_of, write_manifest
 from models.networks.denoiser import PARAMETERS
 from models.networks.layers import ZeroSumConv
-from training.config import Fit, TrainConfig, build
+from training.config import TrainConfig, build
 from training.train import RUN, WEIGHTS, build_graph
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -143,6 +143,18 @@ def export_torchscript(graph: Graph, path: Path) -> None:
             graph.module, tuple(torch.from_numpy(arrays[name]) for name in graph.inputs), check_trace=False
         )
         torch.jit.freeze(traced).save(str(path))
+    strip_torchscript(path)
+
+
+def strip_torchscript(path: Path) -> None:
+    """Takes the debug records out of a TorchScript archive: they hold source paths of this machine."""
+    reader = torch._C.PyTorchFileReader(str(path))
+    kept = {name: reader.get_record(name) for name in reader.get_all_records() if not name.endswith(".debug_pkl")}
+    writer = torch._C.PyTorchFileWriter(str(path))
+    for name, record in kept.items():
+        if not name.startswith(".data/") and name != "version":  # the writer adds its own
+            writer.write_record(name, record, len(record))
+    writer.write_end_of_file()
 
 
 def run_onnx(path: Path, graph: Graph, arrays: Arrays) -> Arrays:
@@ -197,13 +209,11 @@ def write_golden(graphs: list[Graph], path: Path) -> None:
 
 def load_graphs(run: Path, config: TrainConfig) -> list[Graph]:
     """The trained graphs of a run folder, folded and ready to export."""
-    fits: dict[str, Fit | None] = {"estimate": config.estimate, "restore": config.restore}
     graphs = []
-    for name, fit in fits.items():
-        if fit is not None:
-            network = build_graph(config, name, fit)
-            network.load_state_dict(torch.load(run / name / WEIGHTS, map_location="cpu", weights_only=True))
-            graphs.append(graph_of(config, name, fold(network)))
+    for name, fit in config.fits.items():
+        network = build_graph(config, name, fit)
+        network.load_state_dict(torch.load(run / name / WEIGHTS, map_location="cpu", weights_only=True))
+        graphs.append(graph_of(config, name, fold(network)))
     return graphs
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from models.networks.denoiser import Denoiser
 from models.networks.registry import build_network
+from training.checkpoint import load_checkpoint
 from training.config import Fit, TrainConfig, read_config
 from training.data.crop import CropMixture
 from training.data.noise import Plane
@@ -69,43 +70,38 @@ def commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
-def train(config: TrainConfig, data: Path, out: Path, fabric: Fabric, workers: int) -> None:
-    """Trains every graph of the bundle; each leaves `weights.pt`, and the run `run.json`, in `out`."""
+def train(config: TrainConfig, data: Path, out: Path, fabric: Fabric, graphs: list[str], workers: int) -> None:
+    """Trains graphs of the bundle; each leaves `weights.pt` in its folder, and the run `run.json`, in `out`."""
     sources = [Source(source, data) for source in config.sources]
     planes = validation_planes(config, data)
-    seconds = {}
-    for graph, fit in (("estimate", config.estimate), ("restore", config.restore)):
-        if fit is None:
-            continue
+    for graph in graphs:
+        fit = config.fits[graph]
         network = fit_network(
             build_graph(config, graph, fit),
             build_pairs(config, graph, fit, CropMixture(sources)),
             build_objective(config, graph, planes),
             fit,
             out / graph,
-            config.digest,
+            config.digest(graph),
             fabric=fabric,
             checkpoint_every=config.checkpoint_every,
             validate_every=config.validate_every,
             workers=workers,
         )
-        seconds[graph] = torch.load(out / graph / "checkpoint.pt", weights_only=True)["seconds"]
         if fabric.is_global_zero:
             torch.save(network.state_dict(), out / graph / WEIGHTS)
     if fabric.is_global_zero:
-        write_run(out, config, sources, data, seconds, fabric)
+        write_run(out, config, sources, data, fabric)
 
 
-def write_run(
-    out: Path, config: TrainConfig, sources: list[Source], data: Path, seconds: dict[str, float], fabric: Fabric
-) -> None:
+def write_run(out: Path, config: TrainConfig, sources: list[Source], data: Path, fabric: Fabric) -> None:
     """Records what made the weights: configuration, data, code, machine, time."""
+    states = {graph: load_checkpoint(out / graph, config.digest(graph)) for graph in config.fits}
     record = {
         "config": dataclasses.asdict(config),
-        "config_digest": config.digest,
         "commit": commit(),
         "data": data_list(sources, data),
-        "seconds": seconds,
+        "seconds": {graph: round(state["seconds"]) for graph, state in states.items() if state},
         "processes": fabric.world_size,
         "device": str(fabric.device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -119,6 +115,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--config", required=True, help="a TOML file, or the name of a shipped one")
     parser.add_argument("--data", type=Path, required=True, help="folder that the sources' folders lie in")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; a second call resumes it")
+    parser.add_argument("--graph", action="append", help="train this graph alone (estimate or restore)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides the configuration")
     parser.add_argument("--devices", type=int, default=1, help="processes or GPUs on this machine")
     parser.add_argument("--accelerator", default="auto", help="cpu, cuda or auto")
@@ -136,12 +133,14 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"{path.name} is a configuration for {config.task}, not {options.task}")
     if options.threads:
         torch.set_num_threads(options.threads)
-    fits = [fit for fit in (config.estimate, config.restore) if fit is not None]
+    graphs = options.graph or list(config.fits)
+    if unknown := set(graphs) - set(config.fits):
+        raise ValueError(f"--graph {unknown.pop()}: this configuration has {', '.join(config.fits)}")
     fabric = Fabric(
         accelerator=options.accelerator,
         devices=options.devices,
-        precision=fits[-1].precision,  # type: ignore[arg-type]
+        precision=config.fits[graphs[-1]].precision,  # type: ignore[arg-type]
     )
     fabric.launch()
-    train(config, options.data, options.out, fabric, options.workers)
+    train(config, options.data, options.out, fabric, graphs, options.workers)
     return 0
