@@ -28,6 +28,7 @@ KEPT_SHARE = 0.1  # the flattest patches
 KEPT_MIN = 8  # patches, fewer say nothing
 CLIPPED_SHARE = 0.05  # of a patch's pixels that may have the plane's smallest or largest value
 TIED_SHARE = 0.5  # of horizontal neighbours that may be equal: more is background or coarse rounding
+ROUNDING = 1e-6  # of the plane's largest magnitude: what float32 arithmetic alone leaves behind
 LAGS = ((0, 0), (0, 1), (0, 2), (1, 0), (2, 0))
 
 
@@ -77,7 +78,9 @@ def _flattest(plane: Array, padding: Array | None) -> Array:
     if padding is not None:
         usable &= ~_patches(padding).any((1, 2))
     residual = _remove_surface(patches[usable].astype(np.float64))
-    energy = np.square(residual).sum((1, 2))
+    energy = np.square(residual).mean((1, 2))
+    noisy = energy > (ROUNDING * np.abs(plane).max()) ** 2
+    residual, energy = residual[noisy], energy[noisy]
     count = max(round(KEPT_SHARE * len(energy)), min(KEPT_MIN, len(energy)))
     flattest = residual[np.argsort(energy, kind="stable")[:count]]
     return np.stack([_covariance(flattest, *lag) for lag in LAGS], axis=-1)
@@ -99,7 +102,7 @@ def _has_noise(patches: Array, plane: Array) -> Array:
 
 def _remove_surface(patches: Array) -> Array:
     basis = _surfaces()
-    flat = patches.reshape(len(patches), -1)
+    flat = patches.reshape(-1, PATCH**2)
     return np.asarray((flat - (flat @ basis) @ basis.T).reshape(patches.shape))
 
 

@@ -11,6 +11,9 @@ from models.imaging.image import Image, ValueMap
 
 Array = np.ndarray[Any, Any]
 
+SMOOTHING = 3  # passes over padding, per cell size
+EXPONENT_MAX = 1000  # of a float scale, so that its inverse is finite too
+
 
 def integer_values(dtype: np.dtype[Any], inverted: bool = False) -> ValueMap:
     """Maps the whole range of an integer type onto [0, 1]; `inverted` where the smallest value is white."""
@@ -22,10 +25,11 @@ def integer_values(dtype: np.dtype[Any], inverted: bool = False) -> ValueMap:
 def float_values(pixels: Array, inverted: bool = False) -> ValueMap:
     """Scales floating-point pixels by the power of two that brings the largest magnitude into [0.5, 1).
 
-    A power of two loses no bit, and the networks answer alike at any gain, so the choice is free.
+    A power of two loses no bit, and the networks answer alike at any gain, so the choice is free. It
+    ends at 2^1000 either way; an image of zeros has scale 1.
     """
     largest = float(np.abs(pixels).max(initial=0.0))
-    exponent = min(max(math.frexp(largest)[1], -1000), 1000) if largest else 0
+    exponent = min(max(math.frexp(largest)[1], -EXPONENT_MAX), EXPONENT_MAX) if largest else 0
     return ValueMap(scale=math.ldexp(-1.0 if inverted else 1.0, -exponent), offset=0.0, unit="float value")
 
 
@@ -75,7 +79,8 @@ def fill(plane: Array, mask: Array) -> Array:
     """A plane (rows, columns), float64, with masked pixels replaced by the mean of measured pixels near them.
 
     Pull-push interpolation (Gortler et al., The Lumigraph, 1996, section 3.4): an empty cell takes
-    the mean of the smallest enclosing cell of 2^n x 2^n pixels that holds any measured pixel.
+    the mean of the smallest enclosing cell of 2^n x 2^n pixels that holds any measured pixel. Empty
+    cells are smoothed at every size, so that the filling meets measured pixels without a step.
     """
     if mask.all():
         return np.zeros_like(plane)
@@ -87,13 +92,24 @@ def _cell_means(total: Array, weight: Array) -> Array:
         return np.asarray(total / weight)
     coarse = _cell_means(_sum_cells(total), _sum_cells(weight))
     means = coarse.repeat(2, 0).repeat(2, 1)[: total.shape[0], : total.shape[1]].copy()
-    return np.divide(total, weight, out=means, where=weight > 0)
+    np.divide(total, weight, out=means, where=weight > 0)
+    for _ in range(SMOOTHING):
+        means = np.where(weight > 0, means, _blur(means))
+    return means
 
 
 def _sum_cells(plane: Array) -> Array:
     rows, columns = plane.shape
     even = np.pad(plane, ((0, rows % 2), (0, columns % 2)))
     return np.asarray(even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2).sum((1, 3)))
+
+
+def _blur(plane: Array) -> Array:
+    """Binomial mean over 3 x 3 cells, borders repeated."""
+    rows, columns = plane.shape
+    wide = np.pad(plane, 1, "edge")
+    tall = (wide[:, :columns] + 2 * wide[:, 1:-1] + wide[:, 2:]) / 4
+    return np.asarray((tall[:rows] + 2 * tall[1:-1] + tall[2:]) / 4)
 
 
 def _repeat(array: Array, scale: int) -> Array:

@@ -46,6 +46,13 @@ from tests.reference_images import (
 
 by_name = {reference.name: reference for reference in REFERENCES}
 shapes = hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)
+colour_shapes = shapes.map(lambda shape: (*shape, 3))
+edits = st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=4))
+files = st.sampled_from([reference.data for reference in REFERENCES])
+png_files = st.sampled_from([reference.data for reference in REFERENCES if reference.format == "png"])
+magics = st.sampled_from(
+    [b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"\xff\xd8\xff", b"\x93NUMPY\x01\0"]
+)
 arrays = st.sampled_from(["uint8", "int8", "uint16", "int16", "float32", "float64"]).flatmap(
     lambda dtype: hnp.arrays(
         dtype, shapes, elements={"allow_nan": False, "allow_infinity": False} if dtype.startswith("float") else None
@@ -102,7 +109,7 @@ def test_npy_and_tiff_hold_any_array(array: np.ndarray[Any, Any]) -> None:
         assert decode(encode(image)).pixels.tobytes() == array.tobytes()
 
 
-@given(hnp.arrays(st.sampled_from([np.uint8, np.uint16]), shapes | hnp.array_shapes(min_dims=2, max_dims=2).map(lambda s: (*s, 3))))  # fmt: skip
+@given(hnp.arrays(st.sampled_from([np.uint8, np.uint16]), shapes | colour_shapes))
 def test_png_holds_any_array(array: np.ndarray[Any, Any]) -> None:
     pixels = array.reshape(*array.shape[:2], -1)
     image = decode(png(pixels, array.itemsize * 8, 0 if array.ndim == 2 else 2))
@@ -223,7 +230,9 @@ def test_gamma_comes_back_but_a_damaged_profile_does_not() -> None:
     assert b"iCCP" not in answer
 
 
-@pytest.mark.parametrize(("name", "word"), [("png_grey2", "2-bit"), ("png_palette", "RGB"), ("png_palette_of_greys", "grey")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "word"), [("png_grey2", "2-bit"), ("png_palette", "RGB"), ("png_palette_of_greys", "grey")]
+)
 def test_expansion_is_said(name: str, word: str) -> None:
     (note,) = decode(by_name[name].data).source.notes
     assert word in note
@@ -465,42 +474,38 @@ def _decodes_or_refuses(data: bytes) -> None:
     """Nothing but ImageError escapes, and whatever decodes is sound."""
     try:
         image = decode(data, Limits(pixels=1_000_000, frames=50))
-    except ImageError as error:
-        assert str(error)
+    except ImageError:
         return
     assert image.pixels.ndim == 4
     assert np.isfinite(image.pixels).all()
     assert np.isfinite(to_unit(image)).all()
 
 
-small = st.sampled_from([reference.data for reference in REFERENCES])
-
-
-@settings(max_examples=400, deadline=None)
-@given(small, st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=4)), min_size=1, max_size=4))  # fmt: skip
-def test_overwritten_files_decode_or_are_refused(data: bytes, edits: list[tuple[float, bytes]]) -> None:
+@settings(max_examples=400)
+@given(files, st.lists(edits, min_size=1, max_size=4))
+def test_overwritten_files_decode_or_are_refused(data: bytes, changes: list[tuple[float, bytes]]) -> None:
     damaged = bytearray(data)
-    for place, content in edits:
+    for place, content in changes:
         at = int(place * len(damaged))
         damaged[at : at + len(content)] = content
     _decodes_or_refuses(bytes(damaged))
 
 
-@settings(max_examples=200, deadline=None)
-@given(small, st.integers(0, 160), st.binary(min_size=1, max_size=2))
+@settings(max_examples=200)
+@given(files, st.integers(0, 160), st.binary(min_size=1, max_size=2))
 def test_overwritten_headers_decode_or_are_refused(data: bytes, at: int, content: bytes) -> None:
     _decodes_or_refuses(data[:at] + content + data[at + len(content) :])
 
 
-@settings(max_examples=100, deadline=None)
-@given(small, st.floats(0, 1), st.floats(0, 1), st.binary(max_size=8))
+@settings(max_examples=100)
+@given(files, st.floats(0, 1), st.floats(0, 1), st.binary(max_size=8))
 def test_spliced_files_decode_or_are_refused(data: bytes, first: float, second: float, between: bytes) -> None:
     head, tail = sorted((int(first * len(data)), int(second * len(data))))
     _decodes_or_refuses(data[:head] + between + data[tail:])
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.sampled_from([b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"\xff\xd8\xff", b"\x93NUMPY\x01\0"]), st.binary(max_size=300))  # fmt: skip
+@settings(max_examples=200)
+@given(magics, st.binary(max_size=300))
 def test_random_bytes_after_a_magic_number_are_refused(magic: bytes, rest: bytes) -> None:
     with pytest.raises(ImageError):
         decode(magic + rest, Limits(pixels=1_000_000, frames=50))
@@ -515,7 +520,7 @@ def _rechecked_png(data: bytes, at: int, content: bytes) -> bytes:
     return data[: start - 4] + png_chunk(b"IDAT", bytes(body[:size])) + data[start + 8 + size :]
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.sampled_from([r.data for r in REFERENCES if r.format == "png"]), st.integers(0, 999), st.binary(min_size=1, max_size=4))  # fmt: skip
+@settings(max_examples=200)
+@given(png_files, st.integers(0, 999), st.binary(min_size=1, max_size=4))
 def test_damaged_png_pixels_are_refused(data: bytes, at: int, content: bytes) -> None:
     _decodes_or_refuses(_rechecked_png(data, at, content))
