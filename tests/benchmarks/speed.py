@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.backends.base import MODULES, Backend, load, self_test
+from app.backends.base import MODULES, Backend, load, plugin, self_test
 from app.errors import BackendUnavailable
 from app.pipeline import Options, restore
 from app.runner import LocalRunner
@@ -73,9 +73,8 @@ def denoise(image: Image, bundle: Bundle, backend: Backend) -> None:
 
 def contestants(bundle: Bundle, image: Image) -> dict[str, Callable[[], object]]:
     """Name -> what is timed, each of them run once already."""
+    plugin("onnx")  # first, because it switches the telemetry of onnxruntime off
     import onnxruntime
-
-    import app.backends.onnx  # noqa: F401 - switches the runtime's telemetry off, so it must come first
 
     session = onnxruntime.InferenceSession(dncnn(), providers=["CPUExecutionProvider"])
     plane = np.ascontiguousarray(np.moveaxis(image.pixels, -1, 1))
