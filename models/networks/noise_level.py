@@ -30,7 +30,7 @@ class NoiseLevel(nn.Module):
         super().__init__()
         self.head = ZeroSumConv(CELL**2, 0, channels)
         self.body = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(depth - 1))
-        self.cell_heads = nn.Conv2d(channels, 2, 1, bias=False)
+        self.cell_heads = nn.Conv2d(channels, 3, 1, bias=False)
 
     def cells(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Per 4x4 cell, each (B, N): noise standard deviation, trust in [0, 1], mean signal."""
@@ -39,8 +39,8 @@ class NoiseLevel(nn.Module):
         x = F.relu(self.head(F.pixel_unshuffle(centred, CELL)))
         for conv in self.body:
             x = F.relu(conv(x))
-        level, texture = self.cell_heads(x).float().abs().flatten(2).unbind(dim=1)
-        trust = (level / (level + texture + TINY)) ** 2
+        level, support, doubt = self.cell_heads(x).float().abs().flatten(2).unbind(dim=1)
+        trust = (support / (support + doubt + TINY)) ** 2
         return level, trust, F.avg_pool2d(padded, CELL).flatten(1)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -1,0 +1,162 @@
+"""The bundle contract: what is written can be read, and nothing that is wrong is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.bundle import (
+    Bundle,
+    FileEntry,
+    Manifest,
+    find_bundle,
+    list_bundles,
+    parse_manifest,
+    read_bundle,
+    sha256_of,
+    version_key,
+    write_manifest,
+)
+from models.errors import BundleInvalid, BundleNotFound
+
+MANIFEST = Manifest(
+    name="denoise",
+    version="1",
+    task="denoise",
+    scale=1,
+    network="noise-map-unet",
+    summary="",
+    licence="",
+    graphs={"estimate": {"onnx": "estimate.onnx"}, "restore": {"onnx": "restore.onnx"}},
+    files={},
+    tiles=[(64, 64), (128, 128)],
+    multiple=8,
+    halo=16,
+    trained_sigma=(0.1, 0.2),
+)
+
+
+def write_bundle(repository: Path, version: str = "1", name: str = "denoise") -> Path:
+    """A bundle whose graphs are a few bytes: enough for everything but running it."""
+    folder = repository / name / version
+    folder.mkdir(parents=True)
+    files = {}
+    for graph in ("estimate", "restore"):
+        file = folder / f"{graph}.onnx"
+        file.write_bytes(f"{graph} {version}".encode())
+        files[file.name] = FileEntry(sha256_of(file), file.stat().st_size)
+    write_manifest(folder, replace(MANIFEST, name=name, version=version, files=files))
+    return folder
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    bundle = read_bundle(write_bundle(tmp_path))
+    assert bundle.reference == "denoise@1"
+    assert bundle.manifest.tiles == [(64, 64), (128, 128)]
+    assert bundle.manifest.trained_sigma == (0.1, 0.2)
+    assert bundle.graph("restore", "onnx").read_bytes() == b"restore 1"
+
+
+def test_digest_changes_with_any_file(tmp_path: Path) -> None:
+    first, second = (read_bundle(write_bundle(tmp_path, version)).digest for version in ("1", "2"))
+    assert first != second
+    assert len(first) == 64
+
+
+@pytest.mark.parametrize("damage", [b"restore 2", b"restore 1 and more", b""])
+def test_changed_file_is_refused(tmp_path: Path, damage: bytes) -> None:
+    folder = write_bundle(tmp_path)
+    (folder / "restore.onnx").write_bytes(damage)
+    with pytest.raises(BundleInvalid, match=r"restore\.onnx is not the file the manifest names"):
+        read_bundle(folder)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path)
+    (folder / "estimate.onnx").unlink()
+    with pytest.raises(BundleInvalid, match=r"lacks estimate\.onnx"):
+        read_bundle(folder)
+
+
+def test_folder_must_bear_the_bundle_s_name(tmp_path: Path) -> None:
+    write_bundle(tmp_path).rename(tmp_path / "denoise" / "3")
+    with pytest.raises(BundleInvalid, match="holds a manifest of denoise/1"):
+        read_bundle(tmp_path / "denoise" / "3")
+
+
+def test_graph_without_a_checksum_is_refused(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path)
+    raw = json.loads((folder / "manifest.json").read_text())
+    del raw["files"]["restore.onnx"]
+    (folder / "manifest.json").write_text(json.dumps(raw))
+    with pytest.raises(BundleInvalid, match="without a checksum"):
+        read_bundle(folder)
+
+
+def test_unknown_fields_are_ignored_and_unknown_schemas_are_not(tmp_path: Path) -> None:
+    raw = json.loads((write_bundle(tmp_path) / "manifest.json").read_text())
+    assert parse_manifest(json.dumps(raw | {"of-the-future": 1})).name == "denoise"
+    with pytest.raises(BundleInvalid, match="schema 99 is not readable"):
+        parse_manifest(json.dumps(raw | {"schema": 99}))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"schema": 1}', '{"schema": 1, "files": 3, "tiles": 4}'])
+def test_damaged_manifest_is_a_bundle_error(text: str) -> None:
+    with pytest.raises(BundleInvalid):
+        parse_manifest(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "../etc"}, "bundle name"),
+        ({"version": "latest"}, "bundle version"),
+        ({"task": "paint"}, "is none of"),
+        ({"scale": 2}, "does not fit task"),
+        ({"tiles": [(60, 64)]}, "multiples of 8"),
+        ({"graphs": {"restore": {"onnx": "restore.onnx"}}}, "holds the graphs"),
+        (
+            {"graphs": {"estimate": {"onnx": "../x.onnx"}, "restore": {"onnx": "restore.onnx"}}},
+            "not a plain file name",
+        ),
+    ],
+)
+def test_contradictions_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(BundleInvalid, match=message):
+        replace(MANIFEST, **change)  # type: ignore[arg-type]
+
+
+def test_missing_format_is_named() -> None:
+    with pytest.raises(BundleInvalid, match="no graph 'restore' as torchscript"):
+        Bundle(Path(), MANIFEST, "").graph("restore", "torchscript")
+
+
+def test_newest_version_is_found_by_number_not_by_letter(tmp_path: Path) -> None:
+    for version in ("2", "10", "9.1"):
+        write_bundle(tmp_path, version)
+    write_bundle(tmp_path, "1", name="another")
+    assert find_bundle(tmp_path, "denoise").reference == "denoise@10"
+    assert find_bundle(tmp_path, "denoise@9.1").reference == "denoise@9.1"
+    assert [f"{f.parent.name}@{f.name}" for f in list_bundles(tmp_path)] == [
+        "another@1",
+        "denoise@10",
+        "denoise@9.1",
+        "denoise@2",
+    ]
+
+
+def test_unknown_model_lists_the_known_ones(tmp_path: Path) -> None:
+    write_bundle(tmp_path)
+    with pytest.raises(BundleNotFound, match=r"no model 'denoise@7'; available: denoise@1"):
+        find_bundle(tmp_path, "denoise@7")
+
+
+@given(st.lists(st.integers(0, 999), min_size=1, max_size=3), st.lists(st.integers(0, 999), min_size=1, max_size=3))
+def test_versions_sort_as_numbers(a: list[int], b: list[int]) -> None:
+    first, second = (".".join(map(str, parts)) for parts in (a, b))
+    assert (version_key(first) < version_key(second)) == (a < b)
