@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from pydicom.dataset import Dataset
 
@@ -50,23 +51,28 @@ def record_derivation(dataset: Dataset, source: Dataset, derivation: Derivation,
 
 
 def describe(derivation: Derivation) -> str:
-    """What was done, in one sentence of at most 1024 ASCII characters."""
-    options = ", ".join(f"{key} {_text(value)}" for key, value in sorted(derivation.options.items()))
-    evidence = ", ".join(f"{key} {_text(value)}" for key, value in derivation.evidence.items())
+    """What was done, in one sentence of at most 1024 ASCII characters (ST)."""
     scale = f" x{derivation.scale}" if derivation.scale > 1 else ""
+    unit = str(derivation.evidence.get("unit", ""))
+    evidence = {key: value for key, value in derivation.evidence.items() if key != "unit"}
     parts = [
         f"{_MANUFACTURER} {derivation.operation}{scale}: model {derivation.model} {derivation.version} "
         f"sha256 {derivation.digest}, {derivation.backend} {derivation.precision}",
-        options,
-        evidence.replace("_", " "),
+        _listed(derivation.options),
+        _listed(evidence, unit),
         "Research use only",
     ]
     text = "; ".join(part for part in parts if part)
     return text.encode("ascii", "replace").decode("ascii")[:_SHORT_TEXT]
 
 
-def _text(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+def _listed(values: dict[str, Any], unit: str = "") -> str:
+    """`name value unit, ...`; only measured numbers have a unit, and what is None was not used."""
+    texts = []
+    for name, value in values.items():
+        text = f"{value:.6g} {unit}".strip() if isinstance(value, float) else str(value)
+        texts += [] if value is None else [f"{name.replace('_', ' ')} {text}"]
+    return ", ".join(texts)
 
 
 def _identify(dataset: Dataset, derivation: Derivation) -> None:

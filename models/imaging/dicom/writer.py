@@ -7,6 +7,8 @@ from datetime import datetime
 from io import BytesIO
 
 from pydicom import dcmwrite
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
@@ -21,6 +23,8 @@ from models.imaging.dicom.quiet import quiet
 from models.imaging.dicom.tree import walk
 from models.imaging.image import Derivation, Image
 
+_FIRST_GROUP = 0x0008  # below it: commands, file meta information, directory records
+_TEXT = ("AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT")
 _STALE = (
     "SmallestImagePixelValue",
     "LargestImagePixelValue",
@@ -79,17 +83,36 @@ def _magnification(image: Image, derivation: Derivation) -> int:
 
 
 def _strip(dataset: Dataset) -> None:
-    """Removes what describes the old pixels or cannot be vouched for."""
+    """Removes what describes the old pixels, cannot be vouched for, or is no part of a dataset."""
     for level in walk(dataset):
-        for tag in [element.tag for element in level.elements() if element.tag.is_private or element.tag.element == 0]:
-            del level[tag]
+        for element in list(level.elements()):
+            tag = element.tag
+            if tag.is_private or tag.element == 0 or tag.group < _FIRST_GROUP:
+                del level[tag]
         for keyword in _STALE:
             if keyword in level:
                 del level[keyword]
         drop_statistics(level)
 
 
+def _keep_malformed(dataset: Dataset) -> None:
+    """Carries over as UN, byte for byte, what cannot be read in its own VR, such as "72,5" as a DS.
+
+    Text that came as Explicit VR Little Endian is passed through unread and needs none of this.
+    """
+    for level in walk(dataset):
+        for raw in [element for element in level.elements() if isinstance(element, RawDataElement)]:
+            try:
+                level[raw.tag]
+            except (ValueError, TypeError, OverflowError, NotImplementedError):
+                if (raw.VR or dictionary_VR(raw.tag)) not in _TEXT:
+                    raise
+                level[raw.tag] = DataElement(raw.tag, "UN", raw.value)
+
+
 def _write(dataset: Dataset) -> bytes:
+    if dataset.original_encoding != (False, True):
+        _keep_malformed(dataset)
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
