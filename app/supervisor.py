@@ -62,6 +62,7 @@ class Supervisor:
         self._job: Future[Any] | None = None  # what the thread does
         self._watched: int | None = None
         self._failed_starts = 0
+        self._was_warm = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"worker {device}")
 
     @property
@@ -72,13 +73,13 @@ class Supervisor:
     @property
     def usable(self) -> bool:
         """True while it works, or has worked and is being restarted."""
-        return self.state in ("idle", "busy") or (self.state == "restarting" and self._failed_starts < FAILED_STARTS)
+        return self.state in ("idle", "busy") or (self.state == "restarting" and self._was_warm)
 
     async def supervise(self, warm_up: Turn, turn: Turn, restarted: Callable[[str], None]) -> None:
         """Runs until cancelled: starts the process, warms it up, then takes turns at the work.
 
-        A death (WorkerDeathError) in any of these restarts it; BackendUnavailable from `warm_up`
-        ends it for good.
+        A death (WorkerDeathError) in any of these restarts it, and so does any other error;
+        BackendUnavailable from `warm_up` ends it for good.
         """
         delay = self._patience.restart_s
         while True:
@@ -86,7 +87,8 @@ class Supervisor:
             try:
                 await self._begin()
                 await warm_up(self)
-                warm, self._failed_starts = True, 0
+                warm = self._was_warm = True
+                self._failed_starts = 0
                 self._enter("idle")
                 while True:
                     await turn(self)
@@ -95,8 +97,8 @@ class Supervisor:
                 await self._end()
                 self._enter("failed", str(exc))
                 return
-            except (WorkerDeathError, OSError) as exc:
-                reason = str(exc)
+            except Exception as exc:  # noqa: BLE001 (whatever it was, a new process may do better)
+                reason = str(exc) if isinstance(exc, WorkerDeathError) else f"{type(exc).__name__}: {exc}"
             self._failed_starts += not warm
             self.restarts += 1
             logger.warning("worker %s died: %s", self.device, reason)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -41,19 +40,13 @@ class TorchScriptBackend:
             for name in INPUTS[graph]
             if name in arrays
         ]
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode())
-            # The optimiser changes the code after the first runs, and with it the last bits.
-            stack.enter_context(torch.jit.optimized_execution(False))
-            stack.enter_context(
-                torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-            )
-            kind = self.device.partition(":")[0]
-            fast = self.precision == "bf16"
-            stack.enter_context(torch.autocast(kind, torch.bfloat16) if fast else nullcontext())
+        # The optimiser changes the code after the first runs, and with it the last bits.
+        plain = torch.jit.optimized_execution(False)
+        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        with torch.inference_mode(), plain, exact:
             result = self.modules[graph](*inputs)
         outputs = result if isinstance(result, tuple) else (result,)
-        return {name: value.float().cpu().numpy() for name, value in zip(OUTPUTS[graph], outputs, strict=False)}
+        return {name: value.cpu().numpy() for name, value in zip(OUTPUTS[graph], outputs, strict=False)}
 
 
 def unavailable() -> str | None:
@@ -63,6 +56,8 @@ def unavailable() -> str | None:
 
 def load(bundle: Bundle, device: str, precision: str, threads: int | None) -> Backend:
     """Loads every graph of the bundle. See `app.backends.base.load`."""
+    if precision != "fp32":  # autocast does not reach inside a traced graph, and pure bf16 would round the image
+        raise BackendUnavailable(f"backend torchscript runs fp32 only; {precision} on the CPU is backend openvino's")
     torch: Any = import_module("torch")
     index = cuda_index(device)
     if index is not None and index >= torch.cuda.device_count():

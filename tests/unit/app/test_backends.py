@@ -138,6 +138,7 @@ def test_every_backend_that_is_installed_is_available():
         ("tensorflow", "cpu", "fp32", "no backend"),
         ("onnx", "cpu", "fp16", "none of fp32, bf16"),
         ("onnx", "cpu", "bf16", "fp32 only"),
+        ("torchscript", "cpu", "bf16", "fp32 only"),
         ("onnx", "gpu", "fp32", "neither cpu nor cuda"),
         ("openvino", "cuda:0", "fp32", "runs on the CPU"),
         ("torchscript", "cuda:99", "fp32", "CUDA devices"),

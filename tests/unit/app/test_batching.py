@@ -1,0 +1,644 @@
+"""The engine over scripted workers: every item is completed once, on every path, in the right order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.batching import Cancellation, Engine, EngineConfig, EngineObserver, Patience, Priority, QueueLimits, WorkItem
+from app.catalogue import Catalogue
+from app.errors import (
+    BackendUnavailable,
+    Cancelled,
+    DeadlineExceeded,
+    NotReady,
+    QueueFull,
+    RunFailed,
+    ServiceError,
+    WorkerLost,
+)
+from app.workers import Done, Load, Loaded, Run, WorkerDeathError
+from models.errors import BundleInvalid, BundleNotFound, OptionError
+
+GOOD, BAD, DEADLY = 0.0, 1.0, 2.0  # first pixel of an image: what the scripted worker does with it
+FAST = Patience(answer_s=10, restart_s=0.001, restart_max_s=0.002)
+
+
+@dataclass
+class Script:
+    """What scripted workers do, and what they were asked."""
+
+    runs: list[list[float]] = field(default_factory=list)  # the tags of each run's items
+    loads: list[str] = field(default_factory=list)
+    starts: int = 0
+    gate: threading.Event = field(default_factory=threading.Event)  # a run waits for it
+    on_load: Callable[[Load], None] = lambda request: None
+    on_start: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+
+class ScriptedProcess:
+    """Stands in for `WorkerProcess`: same methods, no process. The tag of an item is its second pixel."""
+
+    def __init__(self, script: Script, device: str) -> None:
+        self.script = script
+        self.pid: int | None = None
+        self.sentinel, self._end = os.pipe()
+
+    def start(self) -> None:
+        self.script.starts += 1
+        self.pid = 1
+        self.script.on_start()
+
+    def call(self, request, arrays, timeout_s):
+        if isinstance(request, Load):
+            self.script.loads.append(request.model.precision)
+            self.script.on_load(request)
+            return Loaded(), {}
+        assert isinstance(request, Run)
+        image = arrays["image"]
+        self.script.runs.append([float(one[0, 0, 1]) for one in image])
+        assert self.script.gate.wait(10)
+        kinds = {float(one[0, 0, 0]) for one in image}
+        if DEADLY in kinds:
+            raise WorkerDeathError("scripted")
+        if BAD in kinds:
+            raise RunFailed("scripted")
+        return Done(0.01), {"restored": image + 1}
+
+    def kill(self) -> None:
+        self.script.gate.set()
+
+    def stop(self) -> None:
+        if self.pid is not None:
+            self.pid = None
+            os.close(self.sentinel)
+            os.close(self._end)
+
+
+class Recorder(EngineObserver):
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.shed_reasons: list[str] = []
+        self.batches: list[int] = []
+        self.restarts = 0
+
+    def shed(self, reason: str) -> None:
+        self.shed_reasons.append(reason)
+
+    def batch_ran(self, device: str, items: int, pixels: int, run_s: float) -> None:
+        self.batches.append(items)
+
+    def finished(self, item: WorkItem, outcome: str, queue_s: float, run_s: float) -> None:
+        self.outcomes[outcome] += 1
+
+    def worker_restarted(self, device: str) -> None:
+        self.restarts += 1
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
+    script = Script()
+    monkeypatch.setattr("app.supervisor.WorkerProcess", lambda device, threads: ScriptedProcess(script, device))
+    yield script
+    script.gate.set()
+
+
+class Bench:
+    """A started engine over the tiny bundles, with short ways to ask it."""
+
+    def __init__(self, repository: Path, **config) -> None:
+        self.catalogue = Catalogue(repository)
+        self.digest = self.catalogue.lookup("tiny-x2", "superresolve", 2).digest
+        self.recorder = Recorder()
+        self.engine = Engine(self.catalogue, EngineConfig(**({"patience": FAST} | config)), self.recorder)
+
+    async def __aenter__(self) -> Bench:
+        await self.engine.start()
+        await self.engine.wait_ready(10)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.engine.stop()
+        assert self.engine.queued_items == self.engine.queued_pixels == self.engine.running_items == 0
+        assert self.engine._room.used.items == 0
+
+    def item(self, tag: float = 0.0, kind: float = GOOD, side: int = 8, **options) -> WorkItem:
+        image = np.zeros((1, 1, side, side), np.float32)
+        image[0, 0, 0, :2] = kind, tag
+        return WorkItem(options.pop("digest", self.digest), "restore", {"image": image}, **options)
+
+    def submit(self, *tags: float, **options) -> list[asyncio.Task]:
+        return [asyncio.create_task(self.engine.submit(self.item(tag, **options))) for tag in tags]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits, ten seconds at most."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def test_an_answer_says_how_it_came_about(built_repository: Path, script: Script):
+    async def main() -> None:
+        async with Bench(built_repository) as bench:
+            item = bench.item(5)
+            answer = await bench.engine.submit(item)
+            np.testing.assert_array_equal(answer.arrays["restored"], item.arrays["image"] + 1)
+            assert (answer.backend, answer.device, answer.precision) == ("onnx", "cpu", "fp32")
+            assert (answer.batch_items, answer.attempts, answer.run_s) == (1, 1, 0.01)
+            assert answer.queue_s >= 0
+            assert list(await bench.engine.run(item)) == ["restored"]
+            assert bench.recorder.outcomes == {"ok": 2}
+
+    asyncio.run(main())
+
+
+def test_a_lone_item_goes_at_once_and_batches_form_while_the_worker_is_busy(built_repository: Path, script: Script):
+    async def main() -> None:
+        async with Bench(built_repository, batch_items={"fp32": 3}) as bench:
+            script.gate.clear()
+            tasks = bench.submit(0)
+            await until(lambda: script.runs == [[0]])
+            tasks += bench.submit(1, 2, 3, 4)
+            await until(lambda: bench.engine.queued_items == 4)
+            assert bench.engine.queued_pixels == 4 * 64
+            assert bench.engine.running_items == 1
+            assert bench.engine.backlog_s > 0
+            script.gate.set()
+            answers = await asyncio.gather(*tasks)
+            assert script.runs == [[0], [1, 2, 3], [4]]
+            assert [answer.batch_items for answer in answers] == [1, 3, 3, 3, 1]
+            assert [answer.arrays["restored"][0, 0, 0, 1] for answer in answers] == [1, 2, 3, 4, 5]
+            assert bench.recorder.batches == [1, 3, 1]
+
+    asyncio.run(main())
+
+
+def test_by_default_an_item_runs_alone(built_repository: Path, script: Script):
+    async def main() -> None:
+        async with Bench(built_repository) as bench:
+            await asyncio.gather(*bench.submit(1, 2, 3))
+            assert script.runs == [[1], [2], [3]]
+
+    asyncio.run(main())
+
+
+def test_a_batch_never_mixes_shapes_and_stays_within_its_pixels(built_repository: Path, script: Script):
+    async def main() -> None:
+        async with Bench(built_repository, batch_items={"fp32": 8}, batch_pixels=3 * 64) as bench:
+            script.gate.clear()
+            tasks = bench.submit(0)
+            await until(lambda: script.runs == [[0]])
+            for tag in (1, 2, 3, 4):
+                tasks += bench.submit(tag) + bench.submit(10 + tag, side=16)
+            await until(lambda: bench.engine.queued_items == 8)
+            script.gate.set()
+            await asyncio.gather(*tasks)
+            assert script.runs == [[0], [1, 2, 3], [11], [12], [13], [4], [14]]
+
+    asyncio.run(main())
+
+
+def test_the_urgent_goes_first_and_the_oldest_first_among_equals(built_repository: Path, script: Script):
+    async def main() -> None:
+        async with Bench(built_repository) as bench:
+            script.gate.clear()
+            tasks = bench.submit(0)
+            await until(lambda: script.runs == [[0]])
+            tasks += bench.submit(1, 2, priority=Priority.BULK)
+            tasks += bench.submit(3, priority=Priority.ROUTINE)
+            tasks += bench.submit(4, 5)
+            await until(lambda: bench.engine.queued_items == 5)
+            script.gate.set()
+            await asyncio.gather(*tasks)
+            assert script.runs == [[0], [4], [5], [3], [1], [2]]
+
+    asyncio.run(main())
+
+
+def test_a_failed_batch_is_tried_item_by_item(built_repository: Path, script: Script):
+    async def main() -> None:
+        async with Bench(built_repository, batch_items={"fp32": 8}) as bench:
+            script.gate.clear()
+            tasks = bench.submit(0)
+            await until(lambda: script.runs == [[0]])
+            tasks += bench.submit(1, 2) + bench.submit(3, kind=BAD) + bench.submit(4)
+            await until(lambda: bench.engine.queued_items == 4)
+            script.gate.set()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [isinstance(result, RunFailed) for result in results] == [False, False, False, True, False]
+            assert script.runs == [[0], [1, 2, 3, 4], [1], [2], [3], [4]]
+            assert results[1].attempts == 2
+            assert script.starts == 1
+
+    asyncio.run(main())
+
+
+def test_a_deadly_item_is_given_up_after_two_workers_and_takes_no_other_along(built_repository: Path, script: Script):
+    async def main() -> None:
+        async with Bench(built_repository, batch_items={"fp32": 8}) as bench:
+            script.gate.clear()
+            tasks = bench.submit(0)
+            await until(lambda: script.runs == [[0]])
+            tasks += bench.submit(1) + bench.submit(2, kind=DEADLY) + bench.submit(3)
+            await until(lambda: bench.engine.queued_items == 3)
+            script.gate.set()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [isinstance(result, WorkerLost) for result in results] == [False, False, True, False]
+            assert script.runs == [[0], [1, 2, 3], [1], [2], [3]]
+            assert bench.recorder.restarts == bench.engine.workers[0].restarts == 2
+            assert bench.recorder.outcomes == {"ok": 3, "lost": 1}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["token", "task"])
+def test_what_is_withdrawn_while_it_waits_never_runs(built_repository: Path, script: Script, how: str):
+    async def main() -> None:
+        async with Bench(built_repository) as bench:
+            script.gate.clear()
+            first = bench.submit(0)
+            await until(lambda: script.runs == [[0]])
+            request = Cancellation()
+            tasks = bench.submit(1, 2, cancellation=request)
+            last = bench.submit(3)
+            await until(lambda: bench.engine.queued_items == 3)
+            if how == "token":
+                request.cancel()
+            else:
+                for task in tasks:
+                    task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [type(result) for result in results] == 2 * [Cancelled if how == "token" else asyncio.CancelledError]
+            assert bench.engine.queued_items == 1
+            script.gate.set()
+            await asyncio.gather(*first, *last)
+            assert script.runs == [[0], [3]]
+            assert bench.recorder.outcomes == {"ok": 2, "cancelled": 2}
+
+    asyncio.run(main())
+
+
+def test_what_is_withdrawn_while_it_runs_is_answered_at_once_and_its_result_dropped(
+    built_repository: Path, script: Script
+):
+    async def main() -> None:
+        async with Bench(built_repository) as bench:
+            script.gate.clear()
+            request = Cancellation()
+            tasks = bench.submit(0, cancellation=request)
+            await until(lambda: script.runs == [[0]])
+            request.cancel()
+            with pytest.raises(Cancelled):
+                await tasks[0]
+            with pytest.raises(Cancelled):
+                await bench.engine.submit(bench.item(cancellation=request))
+            script.gate.set()
+            await asyncio.gather(*bench.submit(1))
+            assert script.runs == [[0], [1]]
+
+    asyncio.run(main())
+
+
+def test_a_deadline_ends_the_wait_whatever_the_worker_does(built_repository: Path, script: Script):
+    async def main() -> None:
+        async with Bench(built_repository) as bench:
+            script.gate.clear()
+            soon = time.monotonic() + 0.05
+            running = bench.submit(0, deadline=soon)
+            await until(lambda: script.runs == [[0]])
+            waiting = bench.submit(1, deadline=soon)
+            late = bench.submit(2, deadline=time.monotonic() - 1)
+            patient = bench.submit(3, deadline=time.monotonic() + 60)
+            results = await asyncio.gather(*running, *waiting, *late, return_exceptions=True)
+            assert [type(result) for result in results] == 3 * [DeadlineExceeded]
+            script.gate.set()
+            await asyncio.gather(*patient)
+            assert script.runs == [[0], [3]]
+
+    asyncio.run(main())
+
+
+def test_an_item_past_its_deadline_is_not_run_though_its_timer_is_late(built_repository: Path, script: Script):
+    async def main() -> None:
+        async with Bench(built_repository) as bench:
+            tasks = bench.submit(0, deadline=time.monotonic() + 0.01)
+            await asyncio.sleep(0)  # accepted, not yet cut
+            time.sleep(0.02)  # holds up the loop, timers included
+            with pytest.raises(DeadlineExceeded):
+                await tasks[0]
+            assert script.runs == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [(QueueLimits(items=2), "items"), (QueueLimits(pixels=128), "pixels"), (QueueLimits(bytes=512), "bytes")],
+)
+def test_a_full_queue_refuses_and_says_when_to_return(
+    built_repository: Path, script: Script, limits: QueueLimits, reason: str
+):
+    async def main() -> None:
+        async with Bench(built_repository, limits=limits) as bench:
+            script.gate.clear()
+            tasks = bench.submit(0, 1)
+            await until(lambda: script.runs == [[0]])
+            with pytest.raises(QueueFull) as caught:
+                await bench.engine.submit(bench.item(2))
+            assert caught.value.reason == reason
+            assert caught.value.retry_after_s >= 1
+            assert bench.recorder.shed_reasons == [reason]
+            script.gate.set()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await bench.engine.submit(bench.item(2))
+
+    asyncio.run(main())
+
+
+def test_retry_after_grows_with_the_pixels_that_wait_and_shrinks_with_workers(built_repository: Path, script: Script):
+    async def wait_for(pixels: int, devices: tuple[str, ...] = ("cpu",)) -> float:
+        limits = QueueLimits(pixels=100_000_000)
+        async with Bench(built_repository, limits=limits, devices=devices) as bench:
+            await until(lambda: all(worker.state == "idle" for worker in bench.engine.workers))
+            for _ in range(50):
+                bench.engine._pace.record(1_000_000, 1.0)
+            with bench.engine.admit(1, pixels, 1), pytest.raises(QueueFull) as caught:
+                bench.engine.admit(1, 100_000_000, 1)
+            return caught.value.retry_after_s
+
+    assert asyncio.run(wait_for(20_000_000)) == pytest.approx(20, abs=1)
+    assert asyncio.run(wait_for(60_000_000)) == pytest.approx(60, abs=1)
+    assert asyncio.run(wait_for(60_000_000, ("cpu", "cpu"))) == pytest.approx(30, abs=1)
+
+
+def test_an_admitted_request_is_never_refused_in_its_middle(built_repository: Path, script: Script):
+    async def main() -> None:
+        async with Bench(built_repository, limits=QueueLimits(items=3)) as bench:
+            with bench.engine.admit(3, 3 * 64, 3 * 256) as admission:
+                with pytest.raises(QueueFull):
+                    await bench.engine.submit(bench.item(9))
+                for tag in (0, 1, 2):
+                    await bench.engine.submit(bench.item(tag, admission=admission))
+            await bench.engine.submit(bench.item(9))
+            with pytest.raises(ValueError, match="already released"):
+                await bench.engine.submit(bench.item(3, admission=admission))
+
+    asyncio.run(main())
+
+
+def test_what_cannot_be_run_is_refused_with_its_reason(built_repository: Path, script: Script):
+    async def main() -> None:
+        async with Bench(built_repository, backends={"fp32": "onnx"}) as bench:
+            with pytest.raises(BundleNotFound):
+                await bench.engine.submit(bench.item(digest="0" * 64))
+            with pytest.raises(OptionError, match="runs in fp32, bf16, not in int8"):
+                await bench.engine.submit(bench.item(precision="int8"))
+            with pytest.raises(BackendUnavailable, match="no backend is set"):
+                await bench.engine.submit(bench.item(precision="bf16"))
+            bundle = bench.catalogue.by_digest(bench.digest)
+            assert bench.engine.supports(bundle, "fp32")
+            assert not bench.engine.supports(bundle, "bf16")
+
+    asyncio.run(main())
+
+
+def test_another_precision_is_loaded_at_first_use_and_once(built_repository: Path, script: Script):
+    async def main() -> None:
+        async with Bench(built_repository) as bench:
+            assert script.loads == ["fp32", "fp32"]
+            for tag in (1, 2):
+                answer = await bench.engine.submit(bench.item(tag, precision="bf16"))
+                assert (answer.backend, answer.precision) == ("openvino", "bf16")
+            assert script.loads == ["fp32", "fp32", "bf16"]
+
+    asyncio.run(main())
+
+
+def test_a_precision_that_does_not_load_is_refused_and_the_others_serve_on(built_repository: Path, script: Script):
+    def no_bf16(request: Load) -> None:
+        if request.model.precision == "bf16":
+            raise BackendUnavailable("this CPU has no bf16 instructions: use fp32")
+
+    async def main() -> None:
+        script.on_load = no_bf16
+        async with Bench(built_repository, preload=("fp32", "bf16")) as bench:
+            for _ in range(2):
+                with pytest.raises(BackendUnavailable, match="no bf16"):
+                    await bench.engine.submit(bench.item(precision="bf16"))
+            await bench.engine.submit(bench.item())
+            assert len(bench.catalogue.bundles) == 2
+            assert script.loads.count("bf16") == 2  # once for each bundle
+
+    asyncio.run(main())
+
+
+def test_a_bundle_that_fails_its_self_test_is_not_served(built_repository: Path, script: Script):
+    def refuse(request: Load) -> None:
+        if request.folder.parent.name == "tiny-x2":
+            raise BundleInvalid("restore.restored is 0.5 off the golden answer")
+
+    async def main() -> None:
+        script.on_load = refuse
+        async with Bench(built_repository) as bench:
+            with pytest.raises(BundleInvalid, match=r"0\.5 off"):
+                await bench.engine.submit(bench.item())
+            assert [bundle.reference for bundle in bench.catalogue.bundles] == ["tiny@1"]
+            assert "0.5 off" in bench.catalogue.broken["tiny-x2@1"]
+            assert bench.engine.ready
+
+    asyncio.run(main())
+
+
+def test_a_bundle_that_ends_its_workers_is_refused_after_the_second(built_repository: Path, script: Script):
+    def die(request: Load) -> None:
+        if request.folder.parent.name == "tiny-x2":
+            raise WorkerDeathError("scripted")
+
+    async def main() -> None:
+        script.on_load = die
+        async with Bench(built_repository) as bench:
+            assert "ended the worker 2 times" in bench.catalogue.broken["tiny-x2@1"]
+            assert script.starts == 3
+
+    asyncio.run(main())
+
+
+def test_without_any_bundle_it_is_not_ready(tmp_path: Path, script: Script):
+    async def main() -> None:
+        engine = Engine(Catalogue(tmp_path))
+        await engine.start()
+        with pytest.raises(NotReady, match="no model is served"):
+            await engine.wait_ready(0.2)
+        await engine.stop()
+
+    asyncio.run(main())
+
+
+def test_work_before_the_first_worker_is_ready_is_refused(built_repository: Path, script: Script):
+    async def main() -> None:
+        bench = Bench(built_repository)
+        with pytest.raises(NotReady, match="not started"):
+            await bench.engine.submit(bench.item())
+        assert bench.recorder.shed_reasons == ["not_ready"]
+        await bench.engine.start()
+        with pytest.raises(NotReady, match="cpu starting"):
+            await bench.engine.submit(bench.item())
+        await bench.engine.wait_ready(10)
+        await bench.engine.submit(bench.item())
+        await bench.engine.stop()
+        with pytest.raises(NotReady, match="shutting down"):
+            await bench.engine.submit(bench.item())
+
+    asyncio.run(main())
+
+
+def test_a_required_device_that_is_absent_is_an_error_and_is_not_tried_again(built_repository: Path, script: Script):
+    def absent(request: Load) -> None:
+        raise BackendUnavailable("cuda:0 was required, but ONNX Runtime cannot use it")
+
+    async def main() -> None:
+        script.on_load = absent
+        bench = Bench(built_repository, devices=("cuda:0",))
+        await bench.engine.start()
+        with pytest.raises(NotReady, match="cuda:0 was required"):
+            await bench.engine.wait_ready(10)
+        assert bench.engine.workers[0].state == "failed"
+        assert script.starts == 1
+        await bench.engine.stop()
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_never_comes_up_fails_what_waits_and_may_recover(built_repository: Path, script: Script):
+    def no_start() -> None:
+        raise OSError("no more processes")
+
+    async def main() -> None:
+        async with Bench(built_repository) as bench:
+            script.gate.clear()
+            tasks = bench.submit(0, kind=DEADLY) + bench.submit(1)
+            await until(lambda: script.runs == [[0]])
+            script.on_start = no_start
+            script.gate.set()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [type(result) for result in results] == [NotReady, NotReady]
+            assert "no more processes" in (bench.engine.reason or "")
+            script.on_start = lambda: None
+            await bench.engine.wait_ready(10) if bench.engine.ready else await until(lambda: bench.engine.ready)
+            await bench.engine.submit(bench.item(2))
+
+    asyncio.run(main())
+
+
+def test_stop_completes_what_waits_and_what_runs(built_repository: Path, script: Script):
+    async def main() -> None:
+        async with Bench(built_repository) as bench:
+            script.gate.clear()
+            tasks = bench.submit(0, 1, 2)
+            await until(lambda: script.runs == [[0]])
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [NotReady] * 3
+        assert bench.recorder.outcomes == {"stopped": 3}
+        assert [worker.state for worker in bench.engine.workers] == ["stopped"]
+
+    asyncio.run(main())
+
+
+def test_an_output_that_cannot_be_taken_apart_fails_its_item_alone(built_repository: Path, script: Script):
+    async def main() -> None:
+        async with Bench(built_repository) as bench:
+            broken = bench.item(0)
+            broken.arrays["image"].setflags(write=False)
+            object.__setattr__(broken, "arrays", {"picture": broken.arrays["image"]})  # the worker knows no such name
+            with pytest.raises(RunFailed, match="KeyError"):
+                await bench.engine.submit(broken)
+            await bench.engine.submit(bench.item(1))
+
+    asyncio.run(main())
+
+
+def test_two_workers_share_the_queue(built_repository: Path, script: Script):
+    async def main() -> None:
+        async with Bench(built_repository, devices=("cpu", "cpu")) as bench:
+            await until(lambda: all(worker.state == "idle" for worker in bench.engine.workers))
+            script.gate.clear()
+            tasks = bench.submit(0, 1, 2)
+            await until(lambda: len(script.runs) == 2)
+            assert bench.engine.queued_items == 1
+            script.gate.set()
+            await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["submit", "submit", "submit", "pause", "cancel", "cancel_task", "hold", "release"]),
+        st.sampled_from([GOOD, GOOD, GOOD, BAD, DEADLY]),
+        st.sampled_from([8, 16]),
+        st.sampled_from(Priority),
+        st.sampled_from([None, -1.0, 0.0, 0.002, 60.0]),
+    ),
+    max_size=25,
+)
+
+
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(steps=steps, batch=st.integers(1, 4), workers=st.integers(1, 2), stop_early=st.booleans())
+def test_whatever_happens_every_item_is_completed_exactly_once(
+    built_repository: Path, script: Script, steps, batch: int, workers: int, stop_early: bool
+):
+    async def main() -> None:
+        limits = QueueLimits(items=8)
+        config = {"batch_items": {"fp32": batch}, "devices": ("cpu",) * workers, "limits": limits}
+        accepted: list[asyncio.Task] = []
+        tokens: list[Cancellation] = []
+        tags: list[int] = []
+        async with Bench(built_repository, **config) as bench:
+            for tag, (step, kind, side, priority, left) in enumerate(steps):
+                if step == "submit":
+                    tokens.append(Cancellation())
+                    tags.append(tag)
+                    deadline = None if left is None else time.monotonic() + left
+                    options = {"side": side, "priority": priority, "deadline": deadline, "cancellation": tokens[-1]}
+                    accepted += bench.submit(tag, kind=kind, **options)
+                elif step == "cancel" and tokens:
+                    tokens[tag % len(tokens)].cancel()
+                elif step == "cancel_task" and accepted:
+                    accepted[tag % len(accepted)].cancel()
+                elif step in ("hold", "release"):
+                    (script.gate.clear if step == "hold" else script.gate.set)()
+                await asyncio.sleep(0.001 if step == "pause" else 0)
+            if not stop_early:
+                script.gate.set()
+                await asyncio.wait(accepted, timeout=20) if accepted else None
+            assert bench.engine.queued_items == 0 or stop_early
+        if accepted:
+            _, unfinished = await asyncio.wait(accepted, timeout=5)
+            assert not unfinished
+        assert bench.recorder.outcomes.total() == bench.engine._order  # one outcome for each accepted item
+        for tag, task in zip(tags, accepted, strict=True):
+            if not task.cancelled() and task.exception() is None:
+                assert task.result().arrays["restored"][0, 0, 0, 1] == tag + 1
+            elif not task.cancelled():
+                assert isinstance(task.exception(), ServiceError)
+
+    script.gate.set()
+    asyncio.run(main())
