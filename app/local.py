@@ -36,7 +36,7 @@ class Job:
 
 
 def plan_jobs(source: Path, target: Path) -> list[Job]:
-    """Which file becomes which: a file, or a folder mirrored without its hidden files.
+    """Which file becomes which: a file, or a folder mirrored without hidden files and DICOM directories.
 
     Raises OptionError where the two do not go together.
     """
@@ -60,6 +60,7 @@ def _plan_folder(source: Path, target: Path) -> list[Job]:
         raise OptionError("OUT must lie outside of the folder IN")
     names = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
     shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    shown = [name for name in shown if name.name != "DICOMDIR"]  # an index of the originals (PS3.10 section 8)
     if not shown:
         raise OptionError(f"{source} holds no files")
     return [Job(source / name, target / name) for name in shown]

@@ -122,6 +122,7 @@ def test_folder_is_mirrored_and_its_hidden_files_are_left_out(run, noisy, tmp_pa
     for name in ("a.png", "deep/er/b.png", ".hidden/c.png"):
         save(tmp_path / "in" / name, noisy)
     (tmp_path / "in" / ".DS_Store").write_bytes(b"x")
+    (tmp_path / "in" / "deep" / "DICOMDIR").write_bytes(b"an index, no image")
     status, out, err = run("denoise", tmp_path / "in", tmp_path / "out")
     assert status == 0
     assert sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")) == [
