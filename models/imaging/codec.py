@@ -60,9 +60,9 @@ _ENCODERS = {"png": raster_png.encode_png, "tiff": raster_tiff.encode_tiff, "npy
 def decode(data: bytes, limits: Limits = LIMITS, hint: str | None = None) -> Image:
     """Decodes a file of any format that is read here.
 
-    `hint` is a file name or media type; it is used only for DICOM without the standard's preamble,
-    which cannot be told by its content. Raises ImageError and nothing else: UnknownFormat,
-    CorruptImage, UnsupportedImage, NonFinitePixels or ImageTooLarge.
+    `hint` is a file name or media type; it helps to say what is wrong, and decides nothing. Raises
+    ImageError and nothing else: UnknownFormat, CorruptImage, UnsupportedImage, NonFinitePixels or
+    ImageTooLarge.
     """
     if len(data) > limits.bytes:
         raise ImageTooLarge(f"the file has {len(data)} bytes, more than the limit of {limits.bytes}")
@@ -109,10 +109,10 @@ def detect_format(data: bytes, hint: str | None = None) -> str:
     for format, magics in _MAGICS.items():
         if data.startswith(magics):
             return format
-    if _is_bare_dicom(data) or (data and _names_dicom(hint)):
-        return "dicom"
     if not data:
         raise UnknownFormat("there is no image: the file is empty")
+    if _names_dicom(hint):
+        raise UnknownFormat("the file is no DICOM file: there is no Part 10 header (128 bytes, then DICM)")
     raise UnknownFormat("the file is none of DICOM, PNG, TIFF, JPEG and NPY, judged by its content")
 
 
@@ -122,11 +122,6 @@ def _decode(format: str, data: bytes, limits: Limits) -> Image:
     from models.imaging.dicom import decode_dicom  # here, so that training can do without pydicom
 
     return decode_dicom(data, limits)
-
-
-def _is_bare_dicom(data: bytes) -> bool:
-    """Whether the file starts with a data element of group 0002 or 0008, without preamble (PS3.10 section 7.1)."""
-    return len(data) > 8 and data[0] in (2, 8) and data[1] == 0 and data[3] == 0
 
 
 def _names_dicom(hint: str | None) -> bool:

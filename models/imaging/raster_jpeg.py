@@ -67,8 +67,6 @@ def decode_jpeg(data: bytes, limits: Limits) -> Image:
         raise UnsupportedImage("bit_depth", f"JPEG of {header.bits} bits outside DICOM is not read")
     # Not PIL.Image.open: its own size limit would overrule ours.
     with JpegImageFile(BytesIO(data)) as picture:
-        if picture.size != (header.columns, header.rows):
-            raise CorruptImage("the JPEG holds more than one frame header")
         if picture.mode not in ("L", "RGB"):
             raise UnsupportedImage("cmyk", f"JPEG in {picture.mode} colours is not read; convert it to RGB first")
         orientation = picture.getexif().get(ORIENTATION, 1)

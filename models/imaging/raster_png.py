@@ -51,8 +51,6 @@ def decode_png(data: bytes, limits: Limits) -> Image:
     # Nothing but what makes the pixels reaches the decoder.
     kept = [(name, content) for name, content in chunks if name == b"tRNS" or name[:1].isupper()]
     pixels = imagecodecs.png_decode(MAGIC + b"".join(_chunk(name, content) for name, content in kept))
-    if pixels.shape[:2] != (header.rows, header.columns):
-        raise CorruptImage("the PNG decoder found another size than the header's")
     pixels = pixels.reshape(header.rows, header.columns, -1)
     if pixels.shape[2] in (2, 4):
         pixels = drop_alpha(pixels)

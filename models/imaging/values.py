@@ -144,7 +144,8 @@ def _leave_padding(fitted: Array, stored: Array, padding_values: Array) -> Array
     if np.issubdtype(stored.dtype, np.integer):
         below, above = np.int64(low) - 1, np.int64(high) + 1  # wider than any stored type, which may end there
     else:
-        below, above = np.nextafter(low, -np.inf), np.nextafter(high, np.inf)
+        with np.errstate(over="ignore"):  # beside the largest finite value; nothing comes from beyond it
+            below, above = np.nextafter(low, -np.inf), np.nextafter(high, np.inf)
     fell = (fitted >= low) & (fitted <= high)
     fitted = np.where(fell & (stored > high), above, fitted)
     return np.where(fell & (stored < low), below, fitted).astype(stored.dtype)
