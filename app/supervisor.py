@@ -25,7 +25,8 @@ FAILED_STARTS = 3  # in a row; from then on the worker counts as failed, though 
 class Patience:
     """How long a worker may take, and how soon it is started again; seconds."""
 
-    answer_s: float = 300.0  # for one batch, or one load; then it is killed
+    load_s: float = 300.0  # for one bundle, self-test included; then it is killed
+    answer_s: float = 300.0  # for one batch; then it is killed
     restart_s: float = 0.2  # doubled after each death without an answer between
     restart_max_s: float = 30.0
 
@@ -110,14 +111,14 @@ class Supervisor:
 
     async def load(self, model: Model, folder: Path, backend: str) -> None:
         """Loads and self-tests. Raises BundleInvalid, BackendUnavailable, WorkerDeathError."""
-        await self._call(Load(model, folder, backend), {})
+        await self._call(Load(model, folder, backend), {}, self._patience.load_s)
         self.loaded.add(model)
 
     async def run(self, model: Model, graph: str, arrays: Mapping[str, Array]) -> tuple[dict[str, Array], float]:
         """Outputs, and the seconds that the run took. Raises RunFailed, WorkerDeathError."""
         self._enter("busy")
         try:
-            reply, outputs = await self._call(Run(model, graph), arrays)
+            reply, outputs = await self._call(Run(model, graph), arrays, self._patience.answer_s)
         except RunFailed:
             self._enter("idle")
             raise
@@ -156,9 +157,11 @@ class Supervisor:
             await self._in_thread(self._process.stop)
             self._process = None
 
-    async def _call(self, request: Load | Run, arrays: Mapping[str, Array]) -> tuple[Any, dict[str, Array]]:
+    async def _call(
+        self, request: Load | Run, arrays: Mapping[str, Array], limit_s: float
+    ) -> tuple[Any, dict[str, Array]]:
         assert self._process is not None
-        return await self._in_thread(partial(self._process.call, request, arrays, self._patience.answer_s))
+        return await self._in_thread(partial(self._process.call, request, arrays, limit_s))
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         self._job = self._executor.submit(function)

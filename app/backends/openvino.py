@@ -93,6 +93,7 @@ def _settings(precision: str, threads: int | None) -> dict[str, Any]:
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,  # every process would pin to the same first cores
     }
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads

@@ -500,9 +500,11 @@ def test_work_before_the_first_worker_is_ready_is_refused(built_repository: Path
             await bench.engine.submit(bench.item())
         await bench.engine.wait_ready(10)
         await bench.engine.submit(bench.item())
+        admission = bench.engine.admit(1, 64, 256)
         await bench.engine.stop()
-        with pytest.raises(NotReady, match="shutting down"):
-            await bench.engine.submit(bench.item())
+        for held in (None, admission):
+            with pytest.raises(NotReady, match="shutting down"):
+                await bench.engine.submit(bench.item(admission=held))
 
     asyncio.run(main())
 

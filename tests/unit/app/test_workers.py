@@ -141,7 +141,7 @@ def test_a_worker_that_does_not_answer_is_killed(slow_repository: Path):
         with pytest.raises(WorkerLost):
             await engine.submit(item(catalogue, "slow", 1000))
 
-    started(slow_repository, work, patience=Patience(answer_s=3, restart_s=0.01))
+    started(slow_repository, work, patience=Patience(answer_s=1, restart_s=0.01))
 
 
 def test_an_item_that_the_graph_refuses_fails_and_its_batch_mates_do_not(slow_repository: Path):
