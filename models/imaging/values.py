@@ -11,7 +11,7 @@ from models.imaging.image import Image, ValueMap
 
 Array = np.ndarray[Any, Any]
 
-SMOOTHING = 3  # passes over padding, per cell size
+SMOOTHING = 2  # passes over padding, per cell size
 EXPONENT_MAX = 1000  # of a float scale, so that its inverse is finite too
 
 
@@ -42,7 +42,7 @@ def to_unit(image: Image) -> Array:
     frames, rows, columns, samples = image.pixels.shape
     unit = np.empty((frames, samples, rows, columns), np.float32)
     for index in range(frames):
-        plane = np.moveaxis(image.pixels[index], -1, 0) * np.float64(image.values.scale) + image.values.offset
+        plane = _exact(image, index)
         if image.padding is not None and image.padding[index].any():
             plane = np.stack([fill(sample, image.padding[index]) for sample in plane])
         unit[index] = plane
@@ -64,15 +64,20 @@ def from_unit(unit: Array, image: Image, scale: int = 1) -> tuple[Image, int]:
     frames, samples, rows, columns = unit.shape
     pixels = np.empty((frames, rows, columns, samples), image.pixels.dtype)
     clipped = 0
-    before = to_unit(image) if scale == 1 else None
     for index in range(frames):
         stored = _repeat(image.pixels[index : index + 1], scale)[0]
-        change = None if before is None else np.moveaxis(unit[index] - before[index].astype(np.float64), 0, -1)
-        value = _stored_value(np.moveaxis(unit[index], 0, -1), change, stored, image.values)
+        before = _exact(image, index).astype(np.float32) if scale == 1 else None
+        value = _stored_value(unit[index].astype(np.float64), before, stored, image.values)
         mask = None if padding is None else padding[index]
         pixels[index], cut = _fit(value, stored, mask, image)
         clipped += cut
     return image.with_pixels(pixels, scale, padding), clipped
+
+
+def _exact(image: Image, index: int) -> Array:
+    """One frame on the unit scale, (samples, rows, columns), float64, padding as stored."""
+    plane = np.moveaxis(image.pixels[index], -1, 0) * np.float64(image.values.scale)
+    return np.asarray(plane + image.values.offset)
 
 
 def fill(plane: Array, mask: Array) -> Array:
@@ -93,8 +98,9 @@ def _cell_means(total: Array, weight: Array) -> Array:
     coarse = _cell_means(_sum_cells(total), _sum_cells(weight))
     means = coarse.repeat(2, 0).repeat(2, 1)[: total.shape[0], : total.shape[1]].copy()
     np.divide(total, weight, out=means, where=weight > 0)
+    empty = np.nonzero(weight == 0)
     for _ in range(SMOOTHING):
-        means = np.where(weight > 0, means, _blur(means))
+        means[empty] = _blurred(means, *empty)
     return means
 
 
@@ -104,12 +110,12 @@ def _sum_cells(plane: Array) -> Array:
     return np.asarray(even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2).sum((1, 3)))
 
 
-def _blur(plane: Array) -> Array:
-    """Binomial mean over 3 x 3 cells, borders repeated."""
-    rows, columns = plane.shape
+def _blurred(plane: Array, rows: Array, columns: Array) -> Array:
+    """Binomial means over 3 x 3 cells around the given ones, borders repeated."""
     wide = np.pad(plane, 1, "edge")
-    tall = (wide[:, :columns] + 2 * wide[:, 1:-1] + wide[:, 2:]) / 4
-    return np.asarray((tall[:rows] + 2 * tall[1:-1] + tall[2:]) / 4)
+    taps = [(down, across) for down in range(3) for across in range(3)]
+    weighted = [(2 - abs(d - 1)) * (2 - abs(a - 1)) * wide[rows + d, columns + a] for d, a in taps]
+    return np.asarray(sum(weighted) / 16)
 
 
 def _repeat(array: Array, scale: int) -> Array:
@@ -117,12 +123,12 @@ def _repeat(array: Array, scale: int) -> Array:
     return array if scale == 1 else array.repeat(scale, 1).repeat(scale, 2)
 
 
-def _stored_value(unit: Array, change: Array | None, stored: Array, values: ValueMap) -> Array:
-    """Exact stored values in float64, (rows, columns, samples), before rounding."""
+def _stored_value(unit: Array, before: Array | None, stored: Array, values: ValueMap) -> Array:
+    """Exact stored values in float64, (rows, columns, samples), before rounding; see `from_unit`."""
     with np.errstate(over="ignore"):  # an overflow becomes infinite here and is held to the maximum later
-        if change is None:
-            return np.asarray((unit.astype(np.float64) - values.offset) / values.scale)
-        return np.asarray(stored + change / values.scale)
+        if before is None:
+            return np.moveaxis((unit - values.offset) / values.scale, 0, -1)
+        return np.asarray(stored + np.moveaxis((unit - before) / values.scale, 0, -1))
 
 
 def _fit(value: Array, stored: Array, mask: Array | None, image: Image) -> tuple[Array, int]:

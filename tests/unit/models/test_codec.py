@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -37,6 +39,8 @@ from tests.reference_images import (
     stacked,
     tiff,
 )
+
+ROOT = Path(__file__).parents[3]
 
 by_name = {reference.name: reference for reference in REFERENCES}
 shapes = hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)
@@ -118,6 +122,20 @@ def test_other_readers_agree_with_our_encoders() -> None:
         else:
             continue
         assert seen.tobytes() == reference.pixels.tobytes(), reference
+
+
+def test_rasters_are_read_without_pydicom_pydantic_or_torch(tmp_path: Path) -> None:
+    paths = []
+    for name in ("png_rgb16", "tiff_uint16_zlib", "jpeg_rgb", "npy_frames"):
+        paths.append(tmp_path / name)
+        paths[-1].write_bytes(by_name[name].data)
+    program = (
+        "import sys; from pathlib import Path; from models.imaging.codec import decode, encode\n"
+        "for path in sys.argv[1:]: encode(decode(Path(path).read_bytes()))\n"
+        "sys.exit(', '.join({'pydicom', 'pydantic', 'torch'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *map(str, paths)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 # Formats of answers
