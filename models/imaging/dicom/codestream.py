@@ -73,9 +73,9 @@ def _read_jpeg(frame: bytes) -> Codestream:
 
 
 def _read_jpeg2000(frame: bytes) -> Codestream:
-    """ISO/IEC 15444-1 A.5.1 (SIZ) and A.6.1 (COD); a JP2 file around the codestream is skipped."""
-    start = frame.find(b"\xff\x4f\xff\x51")
-    if start < 0:
+    """ISO/IEC 15444-1 A.5.1 (SIZ) and A.6.1 (COD)."""
+    start = _codestream_start(frame)
+    if frame[start : start + 4] != b"\xff\x4f\xff\x51":  # SOC and SIZ
         raise CorruptImage("a compressed frame is no JPEG 2000 codestream")
     length = struct.unpack_from(">H", frame, start + 4)[0]
     right, bottom, left, top, tile_width, tile_height, tile_left, tile_top, samples, depth = struct.unpack_from(
@@ -89,6 +89,22 @@ def _read_jpeg2000(frame: bytes) -> Codestream:
         raise CorruptImage("a JPEG 2000 frame claims more tiles than the format allows")
     reversible = _uses_reversible_wavelet(frame, start + 4 + length)
     return Codestream(bottom - top, right - left, samples, (depth & 0x7F) + 1, reversible)
+
+
+def _codestream_start(frame: bytes) -> int:
+    """Where the codestream begins: at once, or in a JP2 file (annex I), which DICOM forbids but some write.
+
+    A box without a length makes pydicom search for ever; it is refused here.
+    """
+    if not frame.startswith(b"\x00\x00\x00\x0cjP  "):
+        return 0
+    offset = 12
+    while frame[offset + 4 : offset + 8] != b"jp2c":
+        length = struct.unpack_from(">I", frame, offset)[0]
+        if length < 8:
+            raise CorruptImage("a compressed frame is a damaged JP2 file")
+        offset += length
+    return offset + 8
 
 
 def _uses_reversible_wavelet(frame: bytes, offset: int) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import uid
 from pydicom.pixels.decoders.base import Decoder
@@ -169,6 +169,7 @@ def test_unit_is_named_by_the_header(attributes: dict[str, Any], dtype: str, uni
 bits = st.integers(2, 16)
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     stored=bits,
     signed=st.booleans(),
