@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from app.analysis import NoiseReport, analyse
 from app.batching import Engine
@@ -57,17 +57,35 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Making:
+    """How an answer came about."""
+
+    bundle: Bundle
+    backend: str
+    precision: str
+    format: str  # of the image that was sent
+    shape: tuple[int, ...]  # of its pixels: frames, rows, columns, samples
+    timings: dict[str, float]  # stage -> seconds
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the log tells of it."""
+        frames, rows, columns, samples = self.shape
+        size = {"frames": frames, "rows": rows, "columns": columns, "samples": samples}
+        stages = {f"{stage}_s": round(seconds, 4) for stage, seconds in self.timings.items()}
+        how = {"model": self.bundle.reference, "backend": self.backend, "precision": self.precision}
+        return {**how, "format": self.format, **size, **stages}
+
+
+@dataclass(frozen=True)
 class Product:
-    """An encoded answer and the facts that its headers tell."""
+    """An encoded answer and what its headers tell."""
 
     data: bytes
     media_type: str
     content_digest: str  # RFC 9530
-    bundle: Bundle
     evidence: Evidence
-    backend: str
-    precision: str
-    timings: dict[str, float]  # stage -> seconds
+    making: Making
 
 
 @dataclass(frozen=True)
@@ -75,11 +93,8 @@ class Report:
     """A noise report and what made it."""
 
     noise: NoiseReport
-    bundle: Bundle
-    backend: str
-    precision: str
     lossy: bool
-    timings: dict[str, float]
+    making: Making
 
 
 class Service:
@@ -115,11 +130,9 @@ class Service:
         watch.seconds.update(restoration.timings)
         with watch("encode"):
             data, digest = await asyncio.to_thread(_encode, restoration, format)
-        timings = watch.seconds | run.timings
-        self._observe(job.task, image, restoration.evidence, timings)
-        return Product(
-            data, MEDIA_TYPES[format], digest, bundle, restoration.evidence, run.backend, run.precision, timings
-        )
+        making = self._book(job.task, image, bundle, run, watch)
+        self._book_evidence(restoration.evidence, image)
+        return Product(data, MEDIA_TYPES[format], digest, restoration.evidence, making)
 
     async def analyse(self, job: Job, upload: Upload) -> Report:
         """Decodes an image and measures its noise."""
@@ -132,9 +145,7 @@ class Service:
 
         with watch("analyse"):
             report, run = await self._run(image, bundle, job.precision, work)
-        timings = watch.seconds | run.timings
-        self._observe("analyze", image, Evidence(image.values.unit), timings)
-        return Report(report, bundle, run.backend, run.precision, image.lossy, timings)
+        return Report(report, image.lossy, self._book("analyze", image, bundle, run, watch))
 
     async def _run(
         self, image: Image, bundle: Bundle, asked: str | None, work: Callable[[EngineRunner], Awaitable[T]]
@@ -155,9 +166,13 @@ class Service:
                 event("no fast mode, exact mode serves", logging.WARNING, model=bundle.reference, reason=str(exc))
         return await self._run(image, bundle, "exact", work)
 
-    def _observe(self, task: str, image: Image, evidence: Evidence, timings: dict[str, float]) -> None:
+    def _book(self, task: str, image: Image, bundle: Bundle, run: EngineRunner, watch: Stopwatch) -> Making:
+        timings = watch.seconds | run.timings
         self.metrics.observe_stages(timings)
         self.metrics.pixels.labels(task).inc(image.pixels[..., 0].size)
+        return Making(bundle, run.backend, run.precision, image.format, image.pixels.shape, timings)
+
+    def _book_evidence(self, evidence: Evidence, image: Image) -> None:
         self.metrics.clipped.inc(evidence.clipped)
         if evidence.noise_before is not None:
             self.metrics.level.observe(evidence.noise_before / image.values.real_per_unit)

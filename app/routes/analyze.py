@@ -22,13 +22,13 @@ async def analyze(request: Request, response: Response, query: Annotated[Analyze
     and whether the model was trained for such noise."""
     job = Job("denoise", model=query.model, precision=query.precision)
     report, receive_s = await exchange(request, job, request.app.state.service.analyse)
-    response.headers["Server-Timing"] = server_timing({"receive": receive_s, **report.timings})
+    response.headers["Server-Timing"] = server_timing({"receive": receive_s, **report.making.timings})
     whole = _frame(report.noise.whole)
     return schemas.NoiseReport(
-        model=report.bundle.reference,
-        digest=report.bundle.digest,
-        precision=report.precision,
-        backend=report.backend,
+        model=report.making.bundle.reference,
+        digest=report.making.bundle.digest,
+        precision=report.making.precision,
+        backend=report.making.backend,
         unit=report.noise.unit,
         level=whole.level,
         function=whole.function,

@@ -10,9 +10,9 @@ from fastapi import Request
 
 from app.body import Upload, declared_bytes, read_upload
 from app.hangup import unless_gone
-from app.service import Job, Service
+from app.service import Job, Product, Report, Service
 
-T = TypeVar("T")
+T = TypeVar("T", Product, Report)
 
 
 async def exchange(
@@ -27,8 +27,9 @@ async def exchange(
         start = time.perf_counter()
         upload = await read_upload(request, limit)
         receive_s = time.perf_counter() - start
-        request.scope["facts"] = {"request_bytes": len(upload.data), "receive_s": round(receive_s, 4)}
+        facts = request.scope["facts"] = {"request_bytes": len(upload.data), "receive_s": round(receive_s, 4)}
         result = await unless_gone(request.receive, work(job, upload))
+    facts.update(result.making.facts)
     return result, receive_s
 
 

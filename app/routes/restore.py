@@ -36,12 +36,12 @@ async def superresolve(request: Request, query: Annotated[SuperresolveQuery, Que
 
 
 def _answer(product: Product, receive_s: float) -> Response:
-    evidence = product.evidence
+    evidence, making = product.evidence, product.making
     facts = {
-        "X-Model": product.bundle.reference,
-        "X-Model-Digest": product.bundle.digest,
-        "X-Backend": product.backend,
-        "X-Precision": product.precision,
+        "X-Model": making.bundle.reference,
+        "X-Model-Digest": making.bundle.digest,
+        "X-Backend": making.backend,
+        "X-Precision": making.precision,
         "X-Noise-Before": _number(evidence.noise_before),
         "X-Noise-After": _number(evidence.noise_after),
         "X-Noise-Unit": _word(evidence.unit),
@@ -50,7 +50,7 @@ def _answer(product: Product, receive_s: float) -> Response:
         "X-In-Trained-Range": None if evidence.in_trained_range is None else str(evidence.in_trained_range).lower(),
         "X-Clip-Count": str(evidence.clipped),
         "Content-Digest": product.content_digest,
-        "Server-Timing": server_timing({"receive": receive_s, **product.timings}),
+        "Server-Timing": server_timing({"receive": receive_s, **making.timings}),
         "Vary": "Accept",
     }
     headers = {name: value for name, value in facts.items() if value is not None}
