@@ -11,6 +11,7 @@ from fastapi import Request
 from app.body import Upload, declared_bytes, read_upload
 from app.hangup import unless_gone
 from app.service import Job, Product, Report, Service
+from models.errors import OptionError
 
 T = TypeVar("T", Product, Report)
 
@@ -22,6 +23,7 @@ async def exchange(
     of receiving. What can be refused without the body is refused before it is read."""
     service: Service = request.app.state.service
     limit = service.settings.limit_bytes
+    refuse_repeated(request)
     service.check(job)
     with service.gate.enter(declared_bytes(request, limit), max(1.0, service.engine.backlog_s)):
         start = time.perf_counter()
@@ -31,6 +33,13 @@ async def exchange(
         result = await unless_gone(request.receive, work(job, upload))
     facts.update(result.making.facts)
     return result, receive_s
+
+
+def refuse_repeated(request: Request) -> None:
+    """Raises OptionError where an option is given twice, since one of the two would be ignored."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise OptionError(f"given more than once: {', '.join(repeated)}")
 
 
 def server_timing(timings: Mapping[str, float]) -> str:

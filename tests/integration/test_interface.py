@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.main import create_app
 from app.openapi import document
 from app.settings import Settings
-from tests.integration.client import Client, dicom, npy, problem, serving
+from tests.integration.client import Client, changed, dicom, npy, problem, serving
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openapi.json"
 
@@ -95,6 +95,14 @@ def test_analyze_of_ct_is_in_hu(client: Client) -> None:
     report = client.post("/analyze", dicom("CT_small.dcm")).json()
     assert report["unit"] == "HU"
     assert 1 < report["level"] < 200
+
+
+def test_a_unit_that_no_header_can_hold_is_no_error(client: Client) -> None:
+    body = changed(dicom("CT_small.dcm"), SpecificCharacterSet="ISO_IR 192", RescaleType="µg\u2009/ l")
+    response = client.post("/denoise", body)
+    assert response.status_code == 200, response.text
+    assert response.headers["X-Noise-Unit"].isascii()
+    assert client.post("/analyze", body).status_code == 200
 
 
 def test_models_are_listed(client: Client) -> None:

@@ -84,6 +84,7 @@ def test_no_damage_is_the_services_fault(client: Client, data: st.DataObject) ->
         ("/denoise?sigma=0", 422, "sigma"),
         ("/denoise?sigma=much", 422, "sigma"),
         ("/denoise?precision=double", 422, "precision"),
+        ("/denoise?strength=0&strength=1", 422, "strength"),
         ("/denoise?model=tiny-x2", 422, "tiny-x2"),
         ("/denoise?model=../etc", 422, "model"),
         ("/denoise?model=nothing", 404, "tiny@1"),
