@@ -91,4 +91,4 @@ class Service:
 
     def noise_level(self, plane: Plane) -> float:
         report = json.loads(self.post(self.analyze, self.encode(plane, eight_bit=False)))
-        return float(report["noise"]["level"])
+        return float(report["level"])
