@@ -10,6 +10,8 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
+from models.errors import UnsupportedImage
+
 Array = np.ndarray[Any, Any]
 
 _ROWS, _COLUMNS, _FRAMES, _ORIGIN = 0x0010, 0x0011, 0x0015, 0x0050
@@ -48,12 +50,17 @@ def drop_statistics(dataset: Dataset) -> None:
 
 
 def magnify_overlays(dataset: Dataset, scale: int) -> None:
-    """Repeats every overlay bit `scale` times each way and moves its origin (first pixel is 1\\1)."""
+    """Repeats every overlay bit `scale` times each way and moves its origin (first pixel is 1\\1).
+
+    Raises UnsupportedImage where a plane is cut short.
+    """
     for group in overlay_groups(dataset):
         rows, columns = int(dataset[group, _ROWS].value), int(dataset[group, _COLUMNS].value)
         frames = int(dataset[group, _FRAMES].value) if Tag(group, _FRAMES) in dataset else 1
         if Tag(group, _DATA) in dataset:
             packed = np.frombuffer(dataset[group, _DATA].value, np.uint8)
+            if 8 * len(packed) < frames * rows * columns:
+                raise UnsupportedImage("invalid_dicom", "OverlayData are shorter than the overlay's own size")
             bits = np.unpackbits(packed, bitorder="little", count=frames * rows * columns)
             plane = bits.reshape(frames, rows, columns)
             _store_plane(dataset, group, plane.repeat(scale, axis=1).repeat(scale, axis=2))

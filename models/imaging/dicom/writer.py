@@ -7,8 +7,6 @@ from datetime import datetime
 from io import BytesIO
 
 from pydicom import dcmwrite
-from pydicom.datadict import dictionary_VR
-from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
@@ -24,7 +22,6 @@ from models.imaging.dicom.tree import walk
 from models.imaging.image import Derivation, Image
 
 _FIRST_GROUP = 0x0008  # below it: commands, file meta information, directory records
-_TEXT = ("AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT")
 _STALE = (
     "SmallestImagePixelValue",
     "LargestImagePixelValue",
@@ -95,24 +92,7 @@ def _strip(dataset: Dataset) -> None:
         drop_statistics(level)
 
 
-def _keep_malformed(dataset: Dataset) -> None:
-    """Carries over as UN, byte for byte, what cannot be read in its own VR, such as "72,5" as a DS.
-
-    Text that came as Explicit VR Little Endian is passed through unread and needs none of this.
-    """
-    for level in walk(dataset):
-        for raw in [element for element in level.elements() if isinstance(element, RawDataElement)]:
-            try:
-                level[raw.tag]
-            except (ValueError, TypeError, OverflowError, NotImplementedError):
-                if (raw.VR or dictionary_VR(raw.tag)) not in _TEXT:
-                    raise
-                level[raw.tag] = DataElement(raw.tag, "UN", raw.value)
-
-
 def _write(dataset: Dataset) -> bytes:
-    if dataset.original_encoding != (False, True):
-        _keep_malformed(dataset)
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID

@@ -193,3 +193,6 @@ def test_overlay_statistics_of_old_pixels_go_and_its_area_grows() -> None:
     assert list(derived[0x6000, 0x50].value) == [3, 5]
     assert derived[0x6000, 0x1301].value == 20
     assert (0x6000, 0x1302) not in derived
+    dataset[0x6000, 0x10].value = 60_000
+    with pytest.raises(UnsupportedImage):
+        magnified(file_of(dataset), 2)

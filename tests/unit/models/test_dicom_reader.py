@@ -399,10 +399,20 @@ def test_what_is_no_dicom_is_refused(data: bytes, reason: str) -> None:
         ({"SOPClassUID": uid.BasicTextSRStorage}, "no_pixel_data"),
         ({"PixelData": b""}, "corrupt"),
         ({"Rows": 0}, "invalid_dicom"),
+        ({"RescaleSlope": 2}, "invalid_dicom"),  # without an intercept
+        ({"PixelRepresentation": 2}, "unsupported_pixels"),
     ],
 )
 def test_out_of_scope_objects_say_why(change: dict[str, Any], reason: str) -> None:
     assert reason_of(file_of(dataset_of(grey(), **change))) == reason
+
+
+def test_ybr_of_16_bits_and_contradictory_functional_groups_are_refused() -> None:
+    colour = np.zeros((4, 4, 3), np.uint16)
+    assert reason_of(file_of(dataset_of(colour, PhotometricInterpretation="YBR_FULL"))) == "unsupported_pixels"
+    groups = enhanced()
+    groups.PerFrameFunctionalGroupsSequence = groups.PerFrameFunctionalGroupsSequence[:1]
+    assert reason_of(file_of(groups)) == "invalid_dicom"
 
 
 def test_an_image_without_pixels_is_truncated_and_a_report_has_none() -> None:

@@ -334,6 +334,12 @@ def test_padding_at_the_top_pushes_down() -> None:
     assert decode_dicom(encode_dicom(image.with_pixels(restored), DENOISE)).pixels[0, 0, 0, 0] == 254
 
 
+def test_padding_over_the_whole_range_moves_nothing() -> None:
+    pixels = grey(dtype="uint8", low=0, high=200)
+    image = decode_dicom(file_of(dataset_of(pixels, PixelPaddingValue=0, PixelPaddingRangeLimit=255)))
+    np.testing.assert_array_equal(decode_dicom(encode_dicom(image, DENOISE)).pixels, image.pixels)
+
+
 # Misuse
 
 
