@@ -23,6 +23,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Restart:
+    """A second, shorter cosine after the first has come to its end."""
+
+    step: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
 class Fit:
     """How one graph is trained."""
 
@@ -33,6 +41,7 @@ class Fit:
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-6
     warmup: int = 200  # steps of linear rise before the cosine
+    restart: Restart | None = None
     weight_decay: float = 0.0
     gradient_norm: float = 1.0  # gradients are scaled down to this norm
     ema: float = 0.999  # decay of the averaged weights, which are what is exported
@@ -44,6 +53,8 @@ class Fit:
             raise ValueError(f"precision: {self.precision!r} is neither bf16-mixed nor 32-true")
         if self.steps < 1 or self.batch < 1 or not 0 <= self.ema < 1:
             raise ValueError("fit: steps >= 1, batch >= 1 and 0 <= ema < 1 are needed")
+        if self.restart and not self.warmup < self.restart.step < self.steps:
+            raise ValueError(f"restart.step: {self.restart.step} must lie between warmup and steps")
 
 
 @dataclass(frozen=True)

@@ -48,12 +48,15 @@ class Numbered(Sampler[int]):
 
 
 def learning_rate(fit: Fit, step: int) -> float:
-    """Linear warm-up, then half a cosine from `learning_rate` to `final_learning_rate`."""
+    """Linear warm-up, then half a cosine down to `final_learning_rate`; another one from a restart on."""
     if step < fit.warmup:
         return fit.learning_rate * (step + 1) / fit.warmup
-    progress = (step - fit.warmup) / max(1, fit.steps - fit.warmup)
-    span = fit.learning_rate - fit.final_learning_rate
-    return fit.final_learning_rate + span * 0.5 * (1 + math.cos(math.pi * progress))
+    if fit.restart and step >= fit.restart.step:
+        first, last, highest = fit.restart.step, fit.steps, fit.restart.learning_rate
+    else:
+        first, last, highest = fit.warmup, fit.restart.step if fit.restart else fit.steps, fit.learning_rate
+    progress = (step - first) / max(1, last - first)
+    return fit.final_learning_rate + (highest - fit.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def update_average(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:

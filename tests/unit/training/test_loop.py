@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training.config import Fit
+from training.config import Fit, Restart
 from training.loop import Numbered, learning_rate
 from training.train import main
 
@@ -115,6 +116,16 @@ def test_learning_rate_rises_then_falls() -> None:
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] < 0.02
+
+
+def test_restart_begins_a_second_cosine_and_leaves_the_first_alone() -> None:
+    plain = Fit(network="", steps=60, warmup=10, learning_rate=1.0)
+    longer = dataclasses.replace(plain, steps=100, restart=Restart(60, 0.5))
+    assert [learning_rate(longer, step) for step in range(60)] == [learning_rate(plain, step) for step in range(60)]
+    assert learning_rate(longer, 60) == 0.5
+    assert learning_rate(longer, 99) < 0.01
+    with pytest.raises(ValueError, match=r"restart\.step"):
+        Fit(network="", steps=50, restart=Restart(60, 0.5))
 
 
 @pytest.mark.slow
