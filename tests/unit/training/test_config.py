@@ -44,9 +44,9 @@ def test_held_back_images_are_in_no_source() -> None:
 
 def test_overrides_reach_nested_values() -> None:
     config = read_config(
-        CONFIGS / "denoise.toml", ("restore.steps=7", "noise.highest=0.2", "restore.precision=32-true")
+        CONFIGS / "denoise.toml", ("restore.batch=7", "noise.highest=0.2", "restore.precision=32-true")
     )
-    assert (config.restore.steps, config.noise.highest, config.restore.precision) == (7, 0.2, "32-true")
+    assert (config.restore.batch, config.noise.highest, config.restore.precision) == (7, 0.2, "32-true")
 
 
 def test_unknown_key_is_named() -> None:
