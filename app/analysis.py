@@ -49,7 +49,7 @@ async def analyse(image: Image, bundle: Bundle, run: Runner) -> NoiseReport:
     for index in range(image.frames):
         frame = frame_of(image, index)
         planes = (await asyncio.to_thread(to_unit, frame))[0]
-        function = NoiseFunction.of(await estimate(planes, run), bundle.manifest)
+        function = NoiseFunction.of(await estimate(planes, run, measured(frame)), bundle.manifest)
         levels.append(await asyncio.to_thread(function.level, planes, measured(frame)))
         functions.append(function)
         correlations.append(await asyncio.to_thread(_correlate, planes, frame))

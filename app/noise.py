@@ -77,13 +77,17 @@ def given(sigma_unit: float, estimated: Array, manifest: Manifest) -> Array:
     return np.array([level.get(name, value) for name, value in pairs], np.float32)
 
 
-async def estimate(planes: Array, run: Runner) -> Array:
+async def estimate(planes: Array, run: Runner, measured: Array | None = None) -> Array:
     """Parameters (P,), float32, common to the planes (samples, rows, columns) of one frame on the unit scale.
 
+    Pixels that `measured` (rows, columns) leaves out are set to one value each: an estimator passes
+    over what is constant, but would take a smooth filling for a part of the image without noise.
     Each distinct plane is estimated as a whole; the parameters are the mean over all planes. Above
     `WHOLE_FRAME_PIXELS` a plane is represented by a fixed grid of blocks, weighted by their share
     of pixels between the frame's extremes, since saturated background shows no noise.
     """
+    if measured is not None:
+        planes = np.where(measured, planes, planes[:, measured].mean(axis=1)[:, None, None] if measured.any() else 0)
     first = first_equal(planes)
     by_plane = {index: await _estimate_plane(planes[index], run) for index in sorted(set(first))}
     return np.asarray(np.mean([by_plane[index] for index in first], axis=0), np.float32)

@@ -154,7 +154,7 @@ async def _denoise(
     with watch("prepare"):
         planes = (await asyncio.to_thread(to_unit, frame))[0]
     with watch("estimate"):
-        parameters = await estimate(planes, run)
+        parameters = await estimate(planes, run, mask)
         if options.sigma is not None:
             parameters = given(options.sigma / frame.values.real_per_unit, parameters, manifest)
     if options.strength == 0:
@@ -164,7 +164,7 @@ async def _denoise(
         more = {"parameters": parameters[None], "strength": np.array([options.strength], np.float32)}
         answer = await _run_tiles(planes, more, bundle, run)
     with watch("verify"):
-        function = NoiseFunction.of(await estimate(answer["restored"], run), manifest)
+        function = NoiseFunction.of(await estimate(answer["restored"], run, mask), manifest)
     with watch("finish"):
         return await asyncio.to_thread(_finish, frame, answer, function)
 

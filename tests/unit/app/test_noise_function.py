@@ -97,3 +97,17 @@ def test_saturated_background_of_a_huge_frame_has_no_say(monkeypatch: pytest.Mon
 def test_a_huge_constant_frame_has_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(noise, "WHOLE_FRAME_PIXELS", 1000)
     np.testing.assert_array_equal(asyncio.run(estimate(np.full((1, 600, 600), 7, np.float32), Smoother())), [0, 0, 0])
+
+
+def test_padding_reaches_the_estimator_as_a_constant() -> None:
+    """A smooth filling would look like a part of the image without noise."""
+    measured = np.ones((24, 24), bool)
+    measured[:, 12:] = False
+    planes = np.random.default_rng(3).random((1, 24, 24), dtype=np.float32)
+    runner = Smoother()
+    asyncio.run(estimate(planes, runner, measured))
+    ((_, arrays),) = runner.calls
+    image = arrays["image"][0, 0]
+    assert image.dtype == np.float32
+    assert np.array_equal(image[measured], planes[0, measured])
+    assert np.ptp(image[~measured]) == 0
