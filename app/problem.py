@@ -49,7 +49,7 @@ def problem(
 
 
 def id_of(request: Request) -> str:
-    """The request's id, set by `app.monitoring.Monitor`."""
+    """The request's id, set by `app.middleware.Monitor`."""
     return str(request.scope.get("request_id", "none"))
 
 
@@ -87,7 +87,7 @@ def of_unexpected(request_id: str) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Makes every error of `app` a problem document (unforeseen ones: `app.monitoring.Monitor`)."""
+    """Makes every error of `app` a problem document (unforeseen ones: `app.middleware.Monitor`)."""
     app.add_exception_handler(MedRestoreError, of_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, of_validation)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, of_http)  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ from typing import Any
 from models.errors import BundleInvalid, BundleNotFound
 
 SCHEMA = 1
-READABLE_SCHEMAS = (SCHEMA,)  # a reader takes the current schema and the one before it
+READABLE_SCHEMAS = tuple(n for n in (SCHEMA, SCHEMA - 1) if n > 0)  # the current schema and the one before it
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
@@ -82,8 +82,10 @@ class Manifest:
         required = {"estimate", "restore"} if self.task == "denoise" else {"restore"}
         if set(self.graphs) != required:
             raise BundleInvalid(f"a {self.task} bundle holds the graphs {sorted(required)}, not {sorted(self.graphs)}")
-        if not self.tiles or any(side % self.multiple for tile in self.tiles for side in tile):
-            raise BundleInvalid(f"tiles {self.tiles} must be multiples of {self.multiple}")
+        if self.multiple < 1 or self.halo < 0:
+            raise BundleInvalid(f"multiple {self.multiple} must be at least 1 and halo {self.halo} at least 0")
+        if not self.tiles or any(side < 1 or side % self.multiple for tile in self.tiles for side in tile):
+            raise BundleInvalid(f"tiles {self.tiles} must be positive multiples of {self.multiple}")
         for name in [*self.files, *(f for formats in self.graphs.values() for f in formats.values())]:
             if Path(name).name != name or name.startswith("."):
                 raise BundleInvalid(f"file {name!r} is not a plain file name")
@@ -137,7 +139,7 @@ def parse_manifest(text: str) -> Manifest:
                 low, high = values[key]
                 values[key] = (float(low), float(high))
         return Manifest(**values)
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise BundleInvalid(f"manifest cannot be read: {exc}") from exc
 
 

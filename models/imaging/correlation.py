@@ -42,11 +42,6 @@ class NoiseCorrelation:
     y2: float
     patches: int  # flat patches that the figures rest on
 
-    @property
-    def lag1(self) -> float:
-        """The larger of the two directions at lag 1."""
-        return max(self.x1, self.y1)
-
 
 def noise_correlation(plane: Array, padding: Array | None = None) -> NoiseCorrelation | None:
     """Correlation of the noise in one plane (rows, columns), floating point of any scale.

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.bundle import (
+    READABLE_SCHEMAS,
+    SCHEMA,
     Bundle,
     FileEntry,
     Manifest,
@@ -105,7 +107,15 @@ def test_unknown_fields_are_ignored_and_unknown_schemas_are_not(tmp_path: Path) 
         parse_manifest(json.dumps(raw | {"schema": 99}))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"schema": 1}', '{"schema": 1, "files": 3, "tiles": 4}'])
+def test_the_schema_before_the_current_one_is_readable() -> None:
+    assert set(READABLE_SCHEMAS) == {max(SCHEMA - 1, 1), SCHEMA}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "null", "{}", '{"schema": 1}', '{"schema": 1, "files": 3, "tiles": 4}', 100_000 * "["],
+    ids=lambda text: text[:12] or "empty",
+)
 def test_damaged_manifest_is_a_bundle_error(text: str) -> None:
     with pytest.raises(BundleInvalid):
         parse_manifest(text)
@@ -119,6 +129,9 @@ def test_damaged_manifest_is_a_bundle_error(text: str) -> None:
         ({"task": "paint"}, "is none of"),
         ({"scale": 2}, "does not fit task"),
         ({"tiles": [(60, 64)]}, "multiples of 8"),
+        ({"tiles": [(0, 64)]}, "positive multiples of 8"),
+        ({"multiple": 0}, "multiple 0 must be at least 1"),
+        ({"halo": -8}, "halo -8 at least 0"),
         ({"graphs": {"restore": {"onnx": "restore.onnx"}}}, "holds the graphs"),
         (
             {"graphs": {"estimate": {"onnx": "../x.onnx"}, "restore": {"onnx": "restore.onnx"}}},
