@@ -21,6 +21,7 @@ from models.bundle import Bundle
 from models.errors import ImageTooLarge, MedRestoreError, OptionError
 from models.imaging.codec import EXTENSIONS, decode, encode
 from models.imaging.image import Image
+from models.imaging.raster import source_of
 
 SYNONYMS = {".tif": ".tiff", ".dicom": ".dcm"}
 WRITABLE = {extension: format for format, extension in EXTENSIONS.items() if format != "jpeg"}
@@ -159,13 +160,16 @@ def reason_of(error: Exception) -> str:
 
 
 def describe(result: Restoration) -> str:
-    """Model, runtime, and the noise before and after."""
+    """Model, runtime, the noise before and after, and what else is worth knowing about the input."""
     how, evidence = result.derivation, result.evidence
     parts = [f"{how.model}@{how.version} by {how.backend} {how.precision}"]
     if evidence.noise_before is not None and evidence.noise_after is not None:
         parts.append(f"noise {evidence.noise_before:.3g} -> {evidence.noise_after:.3g} {evidence.unit}")
     if evidence.clipped:
         parts.append(f"{evidence.clipped} samples clipped")
+    if result.image.lossy:
+        parts.append("the input was lossy")
+    parts += source_of(result.image).notes
     return ", ".join(parts)
 
 

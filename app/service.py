@@ -40,6 +40,7 @@ from models.bundle import Bundle
 from models.errors import BundleInvalid
 from models.imaging.codec import MEDIA_TYPES, OUTPUTS, decode, encode
 from models.imaging.image import Image
+from models.imaging.raster import source_of
 
 T = TypeVar("T")
 
@@ -65,6 +66,8 @@ class Making:
     precision: str
     format: str  # of the image that was sent
     shape: tuple[int, ...]  # of its pixels: frames, rows, columns, samples
+    lossy: bool  # it had gone through lossy compression
+    notes: tuple[str, ...]  # what decoding changed
     timings: dict[str, float]  # stage -> seconds
 
     @property
@@ -93,7 +96,6 @@ class Report:
     """A noise report and what made it."""
 
     noise: NoiseReport
-    lossy: bool
     making: Making
 
 
@@ -145,7 +147,7 @@ class Service:
 
         with watch("analyse"):
             report, run = await self._run(image, bundle, job.precision, work)
-        return Report(report, image.lossy, self._book("analyze", image, bundle, run, watch))
+        return Report(report, self._book("analyze", image, bundle, run, watch))
 
     async def _run(
         self, image: Image, bundle: Bundle, asked: str | None, work: Callable[[EngineRunner], Awaitable[T]]
@@ -170,7 +172,8 @@ class Service:
         timings = watch.seconds | run.timings
         self.metrics.observe_stages(timings)
         self.metrics.pixels.labels(task).inc(image.pixels[..., 0].size)
-        return Making(bundle, run.backend, run.precision, image.format, image.pixels.shape, timings)
+        shape, notes = image.pixels.shape, source_of(image).notes
+        return Making(bundle, run.backend, run.precision, image.format, shape, image.lossy, notes, timings)
 
     def _book_evidence(self, evidence: Evidence, image: Image) -> None:
         self.metrics.clipped.inc(evidence.clipped)

@@ -34,7 +34,7 @@ async def analyze(request: Request, response: Response, query: Annotated[Analyze
         function=whole.function,
         correlation=whole.correlation,
         in_trained_range=whole.in_trained_range,
-        lossy=report.lossy,
+        lossy=report.making.lossy,
         frames=[_frame(frame) for frame in report.noise.frames],
     )
 

@@ -49,6 +49,8 @@ def _answer(product: Product, receive_s: float) -> Response:
         "X-Removed-Max": _number(evidence.removed_max),
         "X-In-Trained-Range": None if evidence.in_trained_range is None else str(evidence.in_trained_range).lower(),
         "X-Clip-Count": str(evidence.clipped),
+        "X-Input-Lossy": str(making.lossy).lower(),
+        "X-Input-Notes": "; ".join(making.notes) or None,
         "Content-Digest": product.content_digest,
         "Server-Timing": server_timing({"receive": receive_s, **making.timings}),
         "Vary": "Accept",

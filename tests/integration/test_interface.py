@@ -19,6 +19,7 @@ from app.main import create_app
 from app.openapi import document
 from app.settings import Settings
 from tests.integration.client import Client, changed, dicom, npy, problem, serving
+from tests.reference_images import REFERENCES
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openapi.json"
 
@@ -44,6 +45,16 @@ def test_superresolution_claims_nothing_about_noise(client: Client, picture: byt
     assert response.headers["X-Model"] == "tiny-x2@1"
     assert "X-Noise-Before" not in response.headers
     assert "X-In-Trained-Range" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("name", "lossy", "note"), [("jpeg_grey", "true", None), ("png_grey2", "false", "2-bit grey expanded to 8 bits")]
+)
+def test_what_the_input_had_lost_or_gained_is_declared(client: Client, name: str, lossy: str, note: str | None) -> None:
+    (body,) = (reference.data for reference in REFERENCES if reference.name == name)
+    headers = client.post("/denoise", body).headers
+    assert headers["X-Input-Lossy"] == lossy
+    assert headers.get("X-Input-Notes") == note
 
 
 def test_8_bit_is_fast_where_that_is_to_be_had_and_exact_on_demand(client: Client) -> None:
