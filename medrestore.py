@@ -11,7 +11,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,15 +113,29 @@ def read_settings(arguments: argparse.Namespace, *names: str) -> Settings:
     """Settings from the file and the environment, with the options that were given on top. Raises OptionError."""
     from app.settings import CONFIG_VARIABLE, Settings
 
-    if arguments.config:
-        os.environ[CONFIG_VARIABLE] = str(arguments.config)
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     try:
-        return Settings(**given)
+        with variable(CONFIG_VARIABLE, arguments.config):
+            return Settings(**given)
     except (ValueError, FileNotFoundError) as error:
         causes = getattr(error, "errors", None)
         text = "; ".join(f"{'.'.join(map(str, c['loc']))}: {c['msg']}" for c in causes()) if causes else str(error)
         raise OptionError(f"settings: {text}") from error
+
+
+@contextmanager
+def variable(name: str, value: Path | None) -> Iterator[None]:
+    """Sets an environment variable inside the `with` block; None leaves it as it is."""
+    before = os.environ.get(name)
+    if value is not None:
+        os.environ[name] = str(value)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[name] = before
+        elif value is not None:
+            del os.environ[name]
 
 
 def read_catalogue(settings: Settings) -> Catalogue:
@@ -163,6 +178,8 @@ def run_bundles(arguments: argparse.Namespace) -> int:
                 failures[bundle.reference] = str(error)
         else:
             print(f"{line}  {manifest.summary}")
+    if arguments.action == "verify":
+        report_absent_runtimes()
     for reference, reason in failures.items():
         print(f"failed: {reference}: {reason}", file=sys.stderr)
     print(f"{len(catalogue.bundles)} bundles in {settings.repository}, {len(failures)} failed", file=sys.stderr)
@@ -185,6 +202,15 @@ def verify(bundle: Bundle) -> str:
     if not verdicts:
         raise BackendUnavailable("no runtime is installed: pip install 'medrestore[cpu]'")
     return ", ".join(verdicts)
+
+
+def report_absent_runtimes() -> None:
+    """Says which runtimes `verify` could not try, and why."""
+    from app.backends.base import reasons
+
+    for name, reason in reasons().items():
+        if reason:
+            print(f"left out: {name}: {reason}", file=sys.stderr)
 
 
 def run_restore(arguments: argparse.Namespace) -> int:

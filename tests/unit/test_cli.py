@@ -1,6 +1,7 @@
 """The console command, in this process."""
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -113,7 +114,9 @@ def test_jpeg_comes_back_as_png_under_a_name_of_its_own(run, noisy, tmp_path) ->
     grey = (noisy >> 8).astype(np.uint8)
     save(tmp_path / "in" / "a.jpg", grey)
     save(tmp_path / "in" / "a.png", grey)
-    assert run("denoise", tmp_path / "in", tmp_path / "out")[0] == 0
+    status, out, _ = run("denoise", tmp_path / "in", tmp_path / "out")
+    assert status == 0
+    assert ["the input was lossy" in line for line in out.splitlines()] == [True, False]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.jpg.png", "a.png"]
     assert (tmp_path / "out" / "a.jpg.png").read_bytes().startswith(b"\x89PNG")
 
@@ -226,6 +229,7 @@ def test_limits_of_the_settings_hold(run, noisy, tmp_path) -> None:
     assert status == 1
     assert "limit" in err
     assert not (tmp_path / "b.png").exists()
+    assert "MEDRESTORE_CONFIG" not in os.environ, "a call must leave nothing behind"
 
 
 def test_bundles_are_listed(run) -> None:
@@ -239,6 +243,15 @@ def test_bundles_are_verified_on_every_runtime(run) -> None:
     assert status == 0
     for line in out.splitlines():
         assert all(f"{name} fp32 ok" in line for name in ("onnx", "openvino", "torchscript"))
+
+
+def test_verification_says_which_runtime_it_left_out(run, monkeypatch) -> None:
+    monkeypatch.setattr("app.backends.openvino.unavailable", lambda: "OpenVINO is not installed")
+    status, out, err = run("bundles", "verify")
+    assert status == 0
+    assert "left out: openvino: OpenVINO is not installed\n" in err
+    assert "openvino" not in out
+    assert "left out" not in run("bundles", "list")[2]
 
 
 def test_spoilt_bundle_fails_verification_and_others_do_not(repository, capsys) -> None:
