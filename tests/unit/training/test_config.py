@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from models.networks.registry import build_network
 from training.config import parse_override, read_config
+from training.data.source import list_images
 from training.train import CONFIGS
 
 SHIPPED = sorted(path for path in CONFIGS.glob("*.toml") if path.stem != "evaluation")
@@ -40,6 +42,20 @@ def test_held_back_images_are_in_no_source() -> None:
             if held_back:
                 excluded = any(fnmatch(held_back, glob) for glob in source.exclude.split())
                 assert excluded or not fnmatch(held_back, source.include), (path.name, source.name)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_no_image_is_both_trained_on_and_scored(path: Path, shared: Path) -> None:
+    def images(sets: list[dict[str, str]]) -> set[Path]:
+        folders = ((shared / "data" / s["folder"], s.get("include", "*"), s.get("exclude", "")) for s in sets)
+        return {image for folder in folders for image in list_images(*folder)}
+
+    configuration = tomllib.loads(path.read_text())
+    groups = tomllib.loads((CONFIGS / "evaluation.toml").read_text()).values()
+    scored = images([one for group in groups for one in group] + configuration["validation"])
+    assert len(scored) > 50
+    assert images(configuration["sources"]) & scored == set()
 
 
 def test_overrides_reach_nested_values() -> None:
