@@ -221,6 +221,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", help="name or name@version; default denoise or superresolve-xN")
     parser.add_argument("--repository", type=Path, default=Path(__file__).parents[1] / "models" / "bundles")
     parser.add_argument("--url", help="a running service; without it the bundle runs in this process")
+    parser.add_argument("--precision", choices=["exact", "fast"], help="of the service; default: its own rule")
     parser.add_argument("--comparators-only", action="store_true", help="fill --cache; needs no model")
     parser.add_argument("--scale", type=int, choices=[2, 4], default=2)
     parser.add_argument("--data", type=Path, required=True)
@@ -239,7 +240,7 @@ def main(argv: list[str]) -> int:
         evaluate_denoise(options, None)
         return 0
     restorer: Restorer = (
-        Service(options.url, options.task, name, options.scale)
+        Service(options.url, options.task, name, options.scale, options.precision)
         if options.url
         else LocalBundle(find_bundle(options.repository, name))
     )

@@ -92,7 +92,10 @@ class Log:
 class Run:
     """State of one training run."""
 
-    network: nn.Module
+    fabric: Fabric
+    fit: Fit
+    network: nn.Module  # bare
+    wrapped: nn.Module  # as Fabric set it up: what is called
     average: nn.Module
     optimizer: torch.optim.Optimizer
     step: int = 0
@@ -114,6 +117,27 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
 
+    def loader(self, dataset: Dataset[Batch], workers: int) -> Any:
+        """This process's batches from the current step on."""
+        processes = self.fabric.world_size
+        if self.fit.batch % processes:
+            raise ValueError(f"batch: {self.fit.batch} samples cannot be shared by {processes} processes")
+        sampler = Numbered(self.fit, self.step, self.fabric.global_rank, processes)
+        loader = DataLoader(dataset, batch_size=self.fit.batch // processes, sampler=sampler, num_workers=workers)
+        return self.fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+
+
+def prepare(network: nn.Module, fit: Fit, fabric: Fabric, saved: dict[str, Any] | None) -> Run:
+    """A run at its first step, or where the saved state left it."""
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = copy.deepcopy(network).eval().to(fabric.device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=fit.learning_rate, weight_decay=fit.weight_decay)
+    wrapped, optimizer = fabric.setup(network, optimizer)
+    run = Run(fabric, fit, network, wrapped, average, optimizer)
+    if saved:
+        run.restore(saved)  # after the set-up, which moves the weights to their device
+    return run
+
 
 def fit_network(
     network: nn.Module,
@@ -133,53 +157,42 @@ def fit_network(
     Returns the averaged network in float32 and evaluation mode. Interrupted at any moment, a second
     call loses at most `checkpoint_every` steps and ends with the same weights.
     """
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(network).eval()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=fit.learning_rate, weight_decay=fit.weight_decay)
-    run = Run(network, average.to(fabric.device), optimizer)
-    if saved := load_checkpoint(folder, config_digest):
-        run.restore(saved)
-    wrapped, optimizer = fabric.setup(network, optimizer)
-    run.optimizer = optimizer
-    sampler = Numbered(fit, run.step, fabric.global_rank, fabric.world_size)
-    loader = fabric.setup_dataloaders(
-        DataLoader(dataset, batch_size=fit.batch // fabric.world_size, sampler=sampler, num_workers=workers),
-        use_distributed_sampler=False,
-    )
+    run = prepare(network, fit, fabric, load_checkpoint(folder, config_digest))
     folder.mkdir(parents=True, exist_ok=True)
-    log = Log(folder / "log.csv", run.step) if fabric.is_global_zero else None
-    bar = tqdm(total=fit.steps, initial=run.step, desc=folder.name, disable=not fabric.is_global_zero, mininterval=2)
+    first = fabric.is_global_zero
+    log = Log(folder / "log.csv", run.step) if first else None
     started = time.monotonic() - run.seconds
-    for batch in loader:
-        value = train_step(fabric, run, wrapped, objective, fit, batch)
-        run.seconds = time.monotonic() - started
-        bar.update()
-        last = run.step == fit.steps
-        if run.step % 100 == 0 or last:
-            bar.set_postfix(loss=f"{value:.4f}")
-            if log:
+    with tqdm(total=fit.steps, initial=run.step, desc=folder.name, disable=not first, mininterval=2) as bar:
+        for batch in run.loader(dataset, workers):
+            value = train_step(run, objective, batch)
+            run.seconds = time.monotonic() - started
+            bar.update()
+            if log is None:
+                continue
+            last = run.step == fit.steps
+            if run.step % 100 == 0 or last:
+                bar.set_postfix(loss=f"{value:.4f}")
                 log.write(run.step, {"loss": value, "seconds": run.seconds})
-        if fabric.is_global_zero and (run.step % validate_every == 0 or last) and log:
-            scores = objective.validate(run.average)
-            log.write(run.step, scores)
-            bar.write(f"step {run.step}: " + ", ".join(f"{key} {score:.3f}" for key, score in scores.items()))
-        if fabric.is_global_zero and (run.step % checkpoint_every == 0 or last):
-            save_checkpoint(folder, run.state(config_digest))
-    bar.close()
+            if run.step % validate_every == 0 or last:
+                scores = objective.validate(run.average)
+                log.write(run.step, scores)
+                bar.write(f"step {run.step}: " + ", ".join(f"{key} {score:.3f}" for key, score in scores.items()))
+            if run.step % checkpoint_every == 0 or last:
+                save_checkpoint(folder, run.state(config_digest))
     return run.average
 
 
-def train_step(fabric: Fabric, run: Run, wrapped: nn.Module, objective: Objective, fit: Fit, batch: Batch) -> float:
+def train_step(run: Run, objective: Objective, batch: Batch) -> float:
     """One update of the weights and of their average; returns the loss."""
     for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(fit, run.step)
-    loss = objective.loss(wrapped, batch)
+        group["lr"] = learning_rate(run.fit, run.step)
+    loss = objective.loss(run.wrapped, batch)
     if not torch.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss.item()} at step {run.step}; lower the learning rate")
-    fabric.backward(loss)
-    fabric.clip_gradients(wrapped, run.optimizer, max_norm=fit.gradient_norm)
+    run.fabric.backward(loss)
+    run.fabric.clip_gradients(run.wrapped, run.optimizer, max_norm=run.fit.gradient_norm)
     run.optimizer.step()
     run.optimizer.zero_grad()
-    update_average(run.average, run.network, fit.ema, run.step)
+    update_average(run.average, run.network, run.fit.ema, run.step)
     run.step += 1
     return float(loss.detach())

@@ -14,7 +14,7 @@ from training.data.noise import NoiseLaw, Plane, add_noise
 from training.data.pair import reduce
 from training.loop import Batch, Objective
 from training.loss import charbonnier, log_level_error, noise_weighted_l1
-from training.metric import psnr
+from training.metric import psnr, ssim
 from training.seeds import sample_generator
 
 VALIDATION_SEED = 20_000_003  # far from any training seed
@@ -36,9 +36,16 @@ def noisy_set(planes: Sequence[Plane], sigma: float) -> list[tuple[Plane, Plane,
     ]
 
 
-def as_batch(plane: Plane) -> Tensor:
-    """A plane (H, W) as (1, 1, H, W)."""
-    return torch.from_numpy(np.ascontiguousarray(plane))[None, None]
+def as_batch(plane: Plane, network: nn.Module | None = None) -> Tensor:
+    """A plane (H, W) as (1, 1, H, W), on the network's device if one is given."""
+    batch = torch.from_numpy(np.ascontiguousarray(plane))[None, None]
+    return batch if network is None else batch.to(next(network.parameters()).device)
+
+
+def as_plane(batch: Tensor) -> Plane:
+    """(1, 1, H, W) as a plane (H, W), clipped to [0, 1]."""
+    plane: Plane = batch[0, 0].float().cpu().numpy()
+    return np.clip(plane, 0, 1)
 
 
 def denoising(planes: Sequence[Plane], side: int = 192) -> Objective:
@@ -55,10 +62,11 @@ def denoising(planes: Sequence[Plane], side: int = 192) -> Objective:
         for level in (15, 25, 50):
             found = []
             for noisy, clean, law in noisy_set([centre(p, side) for p in planes], level / 255):
-                parameters = torch.from_numpy(law.parameters)[None]
-                restored, _ = network(as_batch(noisy), parameters, torch.ones(1))
-                found.append(psnr(np.clip(restored[0, 0].numpy(), 0, 1), clean))
-            scores[f"psnr_{level}"] = float(np.mean(found))
+                image = as_batch(noisy, network)
+                told = torch.from_numpy(law.parameters)[None].to(image)
+                restored = as_plane(network(image, told, torch.ones_like(told[:, 0]))[0])
+                found.append((psnr(restored, clean), ssim(restored, clean)))
+            scores[f"psnr_{level}"], scores[f"ssim_{level}"] = (float(x) for x in np.mean(found, axis=0))
         return scores
 
     return Objective(loss, validate)
@@ -78,7 +86,7 @@ def noise_estimation(planes: Sequence[Plane], side: int = 256) -> Objective:
         for level in (5, 15, 50):
             errors = []
             for noisy, clean, law in noisy_set([centre(p, side) for p in planes], level / 255):
-                estimated = noise_map(as_batch(clean), network(as_batch(noisy)))
+                estimated = noise_map(as_batch(clean, network), network(as_batch(noisy, network)))
                 errors.append(abs(float(estimated.mean()) / np.sqrt(law.offset) - 1))
             scores[f"median_error_{level}"] = float(np.median(errors))
         return scores
@@ -99,8 +107,10 @@ def superresolution(planes: Sequence[Plane], scale: int, side: int = 256) -> Obj
             high = centre(plane, side, multiple=4)
             low = reduce(as_batch(high)[0], scale)[None]
             bicubic = F.interpolate(low, scale_factor=scale, mode="bicubic", align_corners=False)
-            found.append(psnr(np.clip(network(low)[0, 0].numpy(), 0, 1), high))
-            plain.append(psnr(np.clip(bicubic[0, 0].numpy(), 0, 1), high))
-        return {"psnr": float(np.mean(found)), "bicubic": float(np.mean(plain))}
+            restored = as_plane(network(low.to(next(network.parameters()).device)))
+            found.append((psnr(restored, high), ssim(restored, high)))
+            plain.append(psnr(as_plane(bicubic), high))
+        scores = [float(x) for x in np.mean(found, axis=0)]
+        return {"psnr": scores[0], "ssim": scores[1], "bicubic": float(np.mean(plain))}
 
     return Objective(loss, validate)

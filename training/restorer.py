@@ -64,8 +64,9 @@ class LocalBundle:
 class Service:
     """Sends images to a running service: float32 TIFF, or 8-bit PNG where the noise was clipped."""
 
-    def __init__(self, url: str, task: str, model: str, scale: int) -> None:
+    def __init__(self, url: str, task: str, model: str, scale: int, precision: str | None) -> None:
         query = f"model={model}" + (f"&scale={scale}" if task == "superresolve" else "")
+        query += f"&precision={precision}" if precision else ""
         self.url, self.route = url.rstrip("/"), f"/{task}?{query}"
         self.analyze = f"/analyze?model={model}"
 

@@ -70,38 +70,48 @@ def commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
-def train(config: TrainConfig, data: Path, out: Path, fabric: Fabric, graphs: list[str], workers: int) -> None:
-    """Trains graphs of the bundle; each leaves `weights.pt` in its folder, and the run `run.json`, in `out`."""
-    sources = [Source(source, data) for source in config.sources]
-    planes = validation_planes(config, data)
+def train(options: argparse.Namespace, config: TrainConfig, graphs: list[str]) -> None:
+    """Trains graphs of the bundle; each leaves `weights.pt` in its folder, and the run `run.json`, in `options.out`."""
+    code = commit()  # now, because the working tree may move on while the run lasts
+    sources = [Source(source, options.data) for source in config.sources]
+    planes = validation_planes(config, options.data)
     for graph in graphs:
         fit = config.fits[graph]
+        fabric = Fabric(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            num_nodes=options.nodes,
+            precision=fit.precision,  # type: ignore[arg-type]
+        )
+        fabric.launch()
         network = fit_network(
             build_graph(config, graph, fit),
             build_pairs(config, graph, fit, CropMixture(sources)),
             build_objective(config, graph, planes),
             fit,
-            out / graph,
+            options.out / graph,
             config.digest(graph),
             fabric=fabric,
             checkpoint_every=config.checkpoint_every,
             validate_every=config.validate_every,
-            workers=workers,
+            workers=options.workers,
         )
         if fabric.is_global_zero:
-            torch.save(network.state_dict(), out / graph / WEIGHTS)
-    if fabric.is_global_zero:
-        write_run(out, config, sources, data, fabric)
+            torch.save(network.state_dict(), options.out / graph / WEIGHTS)
+            write_run(options.out, config, code, data_list(sources, options.data), fabric)
 
 
-def write_run(out: Path, config: TrainConfig, sources: list[Source], data: Path, fabric: Fabric) -> None:
+def write_run(out: Path, config: TrainConfig, code: str, data: list[dict[str, str]], fabric: Fabric) -> None:
     """Records what made the weights: configuration, data, code, machine, time."""
-    states = {graph: load_checkpoint(out / graph, config.digest(graph)) for graph in config.fits}
+    seconds = {}
+    for graph in config.fits:
+        if (out / graph).exists() and (state := load_checkpoint(out / graph, config.digest(graph))):
+            seconds[graph] = round(state["seconds"])
     record = {
         "config": dataclasses.asdict(config),
-        "commit": commit(),
-        "data": data_list(sources, data),
-        "seconds": {graph: round(state["seconds"]) for graph, state in states.items() if state},
+        "commit": code,
+        "data": data,
+        "seconds": seconds,
         "processes": fabric.world_size,
         "device": str(fabric.device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -112,12 +122,15 @@ def write_run(out: Path, config: TrainConfig, sources: list[Source], data: Path,
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="medrestore train", description=__doc__)
     parser.add_argument("task", choices=["denoise", "superresolve"])
-    parser.add_argument("--config", required=True, help="a TOML file, or the name of a shipped one")
+    parser.add_argument(
+        "--config", help="a TOML file, or the name of a shipped one (default: denoise, superresolve-x2)"
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder that the sources' folders lie in")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; a second call resumes it")
     parser.add_argument("--graph", action="append", help="train this graph alone (estimate or restore)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides the configuration")
     parser.add_argument("--devices", type=int, default=1, help="processes or GPUs on this machine")
+    parser.add_argument("--nodes", type=int, default=1, help="machines that train together")
     parser.add_argument("--accelerator", default="auto", help="cpu, cuda or auto")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of a process; 0 leaves it to PyTorch")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare samples")
@@ -127,20 +140,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     """Entry point of `medrestore train`; returns the exit status."""
     options = parse(argv)
-    path = Path(options.config) if options.config.endswith(".toml") else CONFIGS / f"{options.config}.toml"
+    name = options.config or ("denoise" if options.task == "denoise" else "superresolve-x2")
+    path = Path(name) if name.endswith(".toml") else CONFIGS / f"{name}.toml"
     config = read_config(path, tuple(options.set))
     if config.task != options.task:
         raise ValueError(f"{path.name} is a configuration for {config.task}, not {options.task}")
-    if options.threads:
-        torch.set_num_threads(options.threads)
     graphs = options.graph or list(config.fits)
     if unknown := set(graphs) - set(config.fits):
         raise ValueError(f"--graph {unknown.pop()}: this configuration has {', '.join(config.fits)}")
-    fabric = Fabric(
-        accelerator=options.accelerator,
-        devices=options.devices,
-        precision=config.fits[graphs[-1]].precision,  # type: ignore[arg-type]
-    )
-    fabric.launch()
-    train(config, options.data, options.out, fabric, graphs, options.workers)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    train(options, config, graphs)
     return 0

@@ -1,6 +1,7 @@
 """What is shipped and how: container files, ignore files, package lists, file sizes."""
 
 import importlib.metadata
+import json
 import re
 import shutil
 import subprocess
@@ -217,3 +218,10 @@ def test_weights_travel_with_their_licence() -> None:
     shipped = tomllib.loads(read("pyproject.toml"))["tool"]["setuptools"]["package-data"]["models"]
     for path in ["bundles/denoise/1/manifest.json", "bundles/LICENSE-WEIGHTS.md"]:
         assert any(fnmatchcase(path, pattern) and path.count("/") == pattern.count("/") for pattern in shipped), path
+
+
+def test_gpu_service_works_on_the_gpu() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    assert json.loads(services["medrestore-gpu"]["environment"]["MEDRESTORE_DEVICES"]) == ["cuda:0"]
+    assert "MEDRESTORE_DEVICES" not in services["medrestore"]["environment"]
+    assert all(service["environment"]["ORT_DISABLE_TELEMETRY"] == "1" for service in services.values())

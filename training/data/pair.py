@@ -5,6 +5,7 @@ Sample n of a run is sample n % batch of step n // batch; it depends on (seed, s
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ class PairConfig:
     quantise_share: float = 0.5  # ... and of those, rounded to 8 bits
 
 
-class Pairs(Dataset[dict[str, Tensor]]):
+class Pairs(Dataset[dict[str, Tensor]], ABC):
     """Common part of all pair datasets: numbering and seeds."""
 
     def __init__(self, crops: CropMixture, config: PairConfig, seed: int, batch: int, steps: int) -> None:
@@ -46,8 +47,9 @@ class Pairs(Dataset[dict[str, Tensor]]):
         )
         return self.degrade(clean, rng)
 
+    @abstractmethod
     def degrade(self, clean: Plane, rng: np.random.Generator) -> dict[str, Tensor]:
-        raise TypeError(f"{type(self).__name__} does not say how to degrade")
+        """The pair made of one clean crop."""
 
 
 class NoisyPairs(Pairs):

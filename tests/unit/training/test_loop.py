@@ -76,10 +76,10 @@ def test_interrupted_run_ends_with_the_same_weights(data: Path, step: int, monke
     whole = run(data, "whole")
     real = training.loop.train_step
 
-    def stopping(fabric, state, wrapped, objective, fit, batch):  # type: ignore[no-untyped-def]
-        if fit.steps == 6 and state.step == step:
+    def stopping(state, objective, batch):  # type: ignore[no-untyped-def]
+        if state.fit.steps == 6 and state.step == step:
             raise StopError
-        return real(fabric, state, wrapped, objective, fit, batch)
+        return real(state, objective, batch)
 
     monkeypatch.setattr(training.loop, "train_step", stopping)
     with pytest.raises(StopError):
