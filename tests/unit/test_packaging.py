@@ -78,7 +78,8 @@ def test_bare_compose_up_serves_hardened_and_on_loopback_alone() -> None:
         assert any(mount.startswith("/tmp") for mount in service["tmpfs"])
         assert {"memory", "pids"} <= set(service["deploy"]["resources"]["limits"])
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
-    assert services["medrestore-gpu"]["environment"] == {"MEDRESTORE_DEVICES": '["cuda:0"]'}
+    assert services["medrestore-gpu"]["environment"]["MEDRESTORE_DEVICES"] == '["cuda:0"]'
+    assert all(service["environment"]["ORT_DISABLE_TELEMETRY"] == "1" for service in services.values())
     assert services["medrestore"]["ports"] == ["127.0.0.1:${PORT:-8000}:8000"]
 
 
