@@ -123,17 +123,19 @@ def denoising_table(cases: list[Case], restorer: Restorer | None, comparisons: C
 
 
 def hounsfield_table(images: list[tuple[str, str, Plane]], restorer: Restorer) -> Table:
-    """Root mean square error in HU before and after, beside BM3D told the level; 0 HU is the clean image."""
+    """Root mean square error in HU before and after, per set, beside BM3D told the level; 0 HU is the clean image."""
     rows = []
     for level in (0, *HU_LEVELS):
-        errors = []
+        errors: dict[str, list[list[float]]] = {}
         for name, image, clean in images:
             case = degrade(name, image, clean, level / HU_SPAN, clipped=False)
             restored = restorer.restore(case.noisy)
             other = COMPARATORS["BM3D"](case.noisy, case.sigma) if level else clean
-            errors.append([HU_SPAN * float(np.sqrt(np.mean((x - clean) ** 2))) for x in (case.noisy, restored, other)])
-        before, after, bm3d = mean(errors)
-        rows.append({"set": images[0][0], "noise_hu": level, "before": before, "MedRestore": after, "BM3D": bm3d})
+            found = [HU_SPAN * float(np.sqrt(np.mean((x - clean) ** 2))) for x in (case.noisy, restored, other)]
+            errors.setdefault(name, []).append(found)
+        for name, found_there in errors.items():
+            before, after, bm3d = mean(found_there)
+            rows.append({"set": name, "noise_hu": level, "before": before, "MedRestore": after, "BM3D": bm3d})
     return rows
 
 
