@@ -1,6 +1,6 @@
-"""A before/after picture: `python -m training.picture IN OUT --crop TOP LEFT SIDE`.
+"""A before/after picture: `python -m training.picture IN OUT --crop TOP LEFT SIDE [--noise SIGMA]`.
 
-Shows a crop as it came, restored, and what was removed (five times amplified around mid-grey).
+Shows a crop before and after, and what was removed (twice amplified, around mid-grey).
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from PIL import Image
 from models.bundle import find_bundle
 from models.imaging.codec import decode
 from models.imaging.values import to_unit
-from training.data.noise import Plane
+from training.data.noise import NoiseLaw, Plane, add_noise
 from training.restorer import LocalBundle
+from training.seeds import sample_generator
 
 GAP = 6  # white pixels between the panels
-AMPLIFIED = 5.0
+AMPLIFIED = 2.0
 
 
 def panels(before: Plane, after: Plane) -> Plane:
@@ -35,11 +36,14 @@ def main() -> None:
     parser.add_argument("input", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--crop", type=int, nargs=3, metavar=("TOP", "LEFT", "SIDE"), required=True)
+    parser.add_argument("--noise", type=float, default=0.0, help="white noise to add, share of the 99.5th percentile")
     parser.add_argument("--enlarge", type=int, default=1, help="shown pixels for one image pixel")
     parser.add_argument("--model", default="denoise")
     parser.add_argument("--repository", type=Path, default=Path(__file__).parents[1] / "models" / "bundles")
     options = parser.parse_args()
     plane = to_unit(decode(options.input.read_bytes()))[0, 0]
+    law = NoiseLaw(0.0, float(options.noise * np.percentile(plane, 99.5)) ** 2)
+    plane = add_noise(plane, law, sample_generator(0, 0, 0))
     restored = LocalBundle(find_bundle(options.repository, options.model)).restore(plane)
     top, left, side = options.crop
     part = np.s_[top : top + side, left : left + side]
