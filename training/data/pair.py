@@ -30,12 +30,15 @@ class PairConfig:
     quantise_share: float = 0.5  # ... and of those, rounded to 8 bits
 
 
+@dataclass(eq=False)
 class Pairs(Dataset[dict[str, Tensor]], ABC):
     """Common part of all pair datasets: numbering and seeds."""
 
-    def __init__(self, crops: CropMixture, config: PairConfig, seed: int, batch: int, steps: int) -> None:
-        self.crops, self.config = crops, config
-        self.seed, self.batch, self.steps = seed, batch, steps
+    crops: CropMixture
+    config: PairConfig
+    seed: int
+    batch: int
+    steps: int
 
     def __len__(self) -> int:
         return self.batch * self.steps
@@ -52,21 +55,12 @@ class Pairs(Dataset[dict[str, Tensor]], ABC):
         """The pair made of one clean crop."""
 
 
+@dataclass(eq=False)
 class NoisyPairs(Pairs):
     """Clean crops with noise of the population; `told` are the parameters, now and then a bit wrong."""
 
-    def __init__(
-        self,
-        crops: CropMixture,
-        config: PairConfig,
-        seed: int,
-        batch: int,
-        steps: int,
-        population: NoisePopulation,
-        misjudged_share: float = 0.1,
-    ) -> None:
-        super().__init__(crops, config, seed, batch, steps)
-        self.population, self.misjudged_share = population, misjudged_share
+    population: NoisePopulation
+    misjudged_share: float = 0.1
 
     def degrade(self, clean: Plane, rng: np.random.Generator) -> dict[str, Tensor]:
         law = self.population.draw(rng)
@@ -91,21 +85,12 @@ class Degradation:
     highest_noise: float = 2.0 / 255
 
 
+@dataclass(eq=False)
 class ReducedPairs(Pairs):
     """Low- and high-resolution crops, aligned by pixel area."""
 
-    def __init__(
-        self,
-        crops: CropMixture,
-        config: PairConfig,
-        seed: int,
-        batch: int,
-        steps: int,
-        scale: int,
-        degradation: Degradation,
-    ) -> None:
-        super().__init__(crops, config, seed, batch, steps)
-        self.scale, self.degradation = scale, degradation
+    scale: int
+    degradation: Degradation
 
     def degrade(self, clean: Plane, rng: np.random.Generator) -> dict[str, Tensor]:
         high = torch.from_numpy(clean)[None]
