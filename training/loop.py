@@ -164,13 +164,15 @@ def fit_network(
     started = time.monotonic() - run.seconds
     with tqdm(total=fit.steps, initial=run.step, desc=folder.name, disable=not first, mininterval=2) as bar:
         for batch in run.loader(dataset, workers):
-            value = train_step(run, objective, batch)
+            loss = train_step(run, objective, batch)
             run.seconds = time.monotonic() - started
             bar.update()
+            last = run.step == fit.steps
+            report = run.step % 100 == 0 or last
+            value = float(fabric.all_reduce(loss, reduce_op="mean")) if report else 0.0  # a call of all processes
             if log is None:
                 continue
-            last = run.step == fit.steps
-            if run.step % 100 == 0 or last:
+            if report:
                 bar.set_postfix(loss=f"{value:.4f}")
                 log.write(run.step, {"loss": value, "seconds": run.seconds})
             if run.step % validate_every == 0 or last:
@@ -182,8 +184,8 @@ def fit_network(
     return run.average
 
 
-def train_step(run: Run, objective: Objective, batch: Batch) -> float:
-    """One update of the weights and of their average; returns the loss."""
+def train_step(run: Run, objective: Objective, batch: Batch) -> Tensor:
+    """One update of the weights and of their average; returns this process's loss."""
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(run.fit, run.step)
     loss = objective.loss(run.wrapped, batch)
@@ -195,4 +197,4 @@ def train_step(run: Run, objective: Objective, batch: Batch) -> float:
     run.optimizer.zero_grad()
     update_average(run.average, run.network, run.fit.ema, run.step)
     run.step += 1
-    return float(loss.detach())
+    return loss.detach()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from training.config import Fit, Restart
 from training.loop import Numbered, learning_rate
 from training.train import main
 
+ROOT = Path(__file__).parents[3]
 CONFIG = """
 name = "denoise"
 task = "denoise"
@@ -137,3 +140,23 @@ def test_training_learns_to_denoise(data: Path) -> None:
     rows = (data / "out" / "restore" / "log.csv").read_text().splitlines()
     scores = {line.split(",")[1]: float(line.split(",")[2]) for line in rows[1:]}
     assert scores["psnr_25"] > 20.17 + 3  # the noisy image has 20 log10(255 / 25) dB
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(data: Path) -> None:
+    """Same samples, same steps: weights and logged losses agree to rounding."""
+    found = []
+    for processes in ("1", "2"):
+        out = data / processes
+        command = [sys.executable, "-m", "medrestore", "train", "denoise", "--config", str(data / "config.toml")]
+        command += ["--data", str(data / "data"), "--out", str(out), "--devices", processes, "--accelerator", "cpu"]
+        command += ["--workers", "0", "--threads", "1", "--set", "restore.precision=32-true"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        loss = [line for line in (out / "restore" / "log.csv").read_text().splitlines() if ",loss," in line]
+        weights = torch.load(out / "restore" / "weights.pt", weights_only=True)
+        found.append((float(loss[-1].split(",")[2]), weights))
+    (loss_one, one), (loss_two, two) = found
+    assert loss_two == pytest.approx(loss_one, rel=1e-4)
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-5)
