@@ -26,6 +26,7 @@ from tqdm import tqdm
 from models.bundle import find_bundle
 from training.comparator import COMPARATORS
 from training.config import build
+from training.data.crop import middle
 from training.data.noise import NoiseLaw, Plane, add_noise, clip_and_quantise
 from training.data.pair import reduce
 from training.data.source import Source, SourceConfig
@@ -59,20 +60,13 @@ class Case:
         return hashlib.sha256(self.noisy.tobytes()).hexdigest()[:32]
 
 
-def middle(plane: Plane, side: int = SIDE) -> Plane:
-    """The middle of a plane, at most side x side, both sides multiples of 4."""
-    rows, columns = (min(side, length) // 4 * 4 for length in plane.shape)
-    top, left = (plane.shape[0] - rows) // 2, (plane.shape[1] - columns) // 2
-    return np.ascontiguousarray(plane[top : top + rows, left : left + columns])
-
-
 def evaluation_sets(data: Path, config: Path, group: str, count: int) -> Iterator[tuple[str, str, Plane]]:
     """(set, image, plane) for the first `count` images, evenly spread, of every set of a group."""
     for raw in tomllib.loads(config.read_text(encoding="utf-8")).get(group, []):
         source = Source(build(SourceConfig, raw, config.name), data)
         for i in np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)):
             plane = source.plane(int(i), np.random.default_rng(0))
-            yield source.config.name, source.paths[i].name, middle(plane)
+            yield source.config.name, source.paths[i].name, middle(plane, SIDE)
 
 
 def degrade(name: str, image: str, clean: Plane, sigma: float, clipped: bool) -> Case:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.networks.denoiser import noise_map
+from training.data.crop import middle
 from training.data.noise import NoiseLaw, Plane, add_noise
 from training.data.pair import reduce
 from training.loop import Batch, Objective
@@ -18,13 +19,6 @@ from training.metric import psnr, ssim
 from training.seeds import sample_generator
 
 VALIDATION_SEED = 20_000_003  # far from any training seed
-
-
-def centre(plane: Plane, side: int, multiple: int = 4) -> Plane:
-    """The middle of a plane, at most side x side, both sides multiples of `multiple`."""
-    rows, columns = (min(side, length) // multiple * multiple for length in plane.shape)
-    top, left = (plane.shape[0] - rows) // 2, (plane.shape[1] - columns) // 2
-    return plane[top : top + rows, left : left + columns]
 
 
 def noisy_set(planes: Sequence[Plane], sigma: float) -> list[tuple[Plane, Plane, NoiseLaw]]:
@@ -61,7 +55,7 @@ def denoising(planes: Sequence[Plane], side: int = 192) -> Objective:
         scores = {}
         for level in (15, 25, 50):
             found = []
-            for noisy, clean, law in noisy_set([centre(p, side) for p in planes], level / 255):
+            for noisy, clean, law in noisy_set([middle(p, side) for p in planes], level / 255):
                 image = as_batch(noisy, network)
                 told = torch.from_numpy(law.parameters)[None].to(image)
                 restored = as_plane(network(image, told, torch.ones_like(told[:, 0]))[0])
@@ -85,7 +79,7 @@ def noise_estimation(planes: Sequence[Plane], side: int = 256) -> Objective:
         scores = {}
         for level in (5, 15, 50):
             errors = []
-            for noisy, clean, law in noisy_set([centre(p, side) for p in planes], level / 255):
+            for noisy, clean, law in noisy_set([middle(p, side) for p in planes], level / 255):
                 estimated = noise_map(as_batch(clean, network), network(as_batch(noisy, network)))
                 errors.append(abs(float(estimated.mean()) / np.sqrt(law.offset) - 1))
             scores[f"median_error_{level}"] = float(np.median(errors))
@@ -104,7 +98,7 @@ def superresolution(planes: Sequence[Plane], scale: int, side: int = 256) -> Obj
     def validate(network: nn.Module) -> dict[str, float]:
         found, plain = [], []
         for plane in planes:
-            high = centre(plane, side, multiple=4)
+            high = middle(plane, side)
             low = reduce(as_batch(high)[0], scale)[None]
             bicubic = F.interpolate(low, scale_factor=scale, mode="bicubic", align_corners=False)
             restored = as_plane(network(low.to(next(network.parameters()).device)))

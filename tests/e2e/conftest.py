@@ -5,10 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from models.bundle import list_bundles
-from tests.e2e.server import ROOT, Server
-
-BUNDLES = ROOT / "models" / "bundles"
+from tests.e2e.server import Server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,9 +31,6 @@ def start(tmp_path: Path, built_repository: Path) -> Iterator[Callable[..., Serv
 @pytest.fixture(scope="session")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server as `make serve` starts it, on the bundles that are shipped."""
-    tasks = {folder.parent.name for folder in list_bundles(BUNDLES)}
-    if missing := {"denoise", "superresolve-x2"} - tasks:
-        pytest.skip(f"models/bundles has no {' and no '.join(sorted(missing))} yet")
     server = Server(tmp_path_factory.mktemp("shipped"))
     server.wait_ready()
     yield server

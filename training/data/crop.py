@@ -22,6 +22,13 @@ def random_crop(plane: Plane, side: int, rng: np.random.Generator) -> Plane:
     return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
 
 
+def middle(plane: Plane, side: int, multiple: int = 4) -> Plane:
+    """The middle of a plane, at most side x side, both sides multiples of `multiple`."""
+    rows, columns = (min(side, length) // multiple * multiple for length in plane.shape)
+    top, left = (plane.shape[0] - rows) // 2, (plane.shape[1] - columns) // 2
+    return np.ascontiguousarray(plane[top : top + rows, left : left + columns])
+
+
 def vary_intensity(crop: Plane, rng: np.random.Generator, dark_share: float, invert_share: float) -> Plane:
     """Makes photographs look more like medical images; stays within [0, 1].
 
