@@ -7,12 +7,15 @@ from typing import Any
 
 from torch import nn
 
+from models.networks.blind_spot import DilatedBlindSpot, LightBlindSpot
 from models.networks.noise_level import NoiseLevel
 from models.networks.ssformer import SSFormer
 from models.networks.superresolution import ResidualUpscaler
 from models.networks.unet import NoiseMapUNet
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "dbsn": DilatedBlindSpot,
+    "dbsn-light": LightBlindSpot,
     "noise-level": NoiseLevel,
     "noise-map-unet": NoiseMapUNet,
     "residual-upscaler": ResidualUpscaler,
