@@ -76,7 +76,7 @@ class Graph:
         image = 0.5 + 0.3 * np.sin(grid) + 0.05 * rng.standard_normal((batch, 1, rows, columns))
         everything = {
             "image": image.astype(np.float32),
-            "parameters": np.tile(np.array([0.001, 0.0025, 0.0001], dtype=np.float32), (batch, 1)),
+            "parameters": np.tile(np.array([0.001, 0.0025, 0.0001, 0.5, 0.3, 0.1, -0.1], dtype=np.float32), (batch, 1)),
             "strength": np.linspace(0.5, 1.5, batch, dtype=np.float32),
         }
         return {name: everything[name] for name in self.inputs}

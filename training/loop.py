@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import Fit
+from training.optimizer import build_optimizer
 
 Batch = dict[str, Tensor]
 
@@ -48,15 +49,13 @@ class Numbered(Sampler[int]):
 
 
 def learning_rate(fit: Fit, step: int) -> float:
-    """Linear warm-up, then half a cosine down to `final_learning_rate`; another one from a restart on."""
+    """Linear warm-up, the full rate for `hold` steps, then half a cosine down to `final_learning_rate`."""
     if step < fit.warmup:
         return fit.learning_rate * (step + 1) / fit.warmup
-    if fit.restart and step >= fit.restart.step:
-        first, last, highest = fit.restart.step, fit.steps, fit.restart.learning_rate
-    else:
-        first, last, highest = fit.warmup, fit.restart.step if fit.restart else fit.steps, fit.learning_rate
-    progress = (step - first) / max(1, last - first)
-    return fit.final_learning_rate + (highest - fit.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+    first = fit.warmup + fit.hold
+    progress = max(0, step - first) / max(1, fit.steps - first)
+    swing = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return fit.final_learning_rate + (fit.learning_rate - fit.final_learning_rate) * swing
 
 
 def update_average(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
@@ -131,7 +130,7 @@ def prepare(network: nn.Module, fit: Fit, fabric: Fabric, saved: dict[str, Any] 
     """A run at its first step, or where the saved state left it."""
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(network).eval().to(fabric.device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=fit.learning_rate, weight_decay=fit.weight_decay)
+    optimizer = build_optimizer(network, fit.optimizer, fit.learning_rate, fit.weight_decay)
     wrapped, optimizer = fabric.setup(network, optimizer)
     run = Run(fabric, fit, network, wrapped, average, optimizer)
     if saved:
@@ -187,7 +186,7 @@ def fit_network(
 def train_step(run: Run, objective: Objective, batch: Batch) -> Tensor:
     """One update of the weights and of their average; returns this process's loss."""
     for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(run.fit, run.step)
+        group["lr"] = learning_rate(run.fit, run.step) * group["share"]
     loss = objective.loss(run.wrapped, batch)
     if not torch.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss.item()} at step {run.step}; lower the learning rate")

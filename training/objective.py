@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.networks.denoiser import noise_map
+from models.networks.denoiser import LEVEL, noise_map
 from training.data.crop import middle
 from training.data.noise import NoiseLaw, Plane, add_noise
 from training.data.pair import reduce
@@ -18,6 +18,7 @@ from training.loss import charbonnier, log_level_error, noise_weighted_l1
 from training.metric import psnr, ssim
 from training.seeds import sample_generator
 
+COLOUR_WEIGHT = 0.3  # of an error of 1 in a correlation, beside a factor of e in the level
 VALIDATION_SEED = 20_000_003  # far from any training seed
 
 
@@ -67,12 +68,13 @@ def denoising(planes: Sequence[Plane], side: int = 192) -> Objective:
 
 
 def noise_estimation(planes: Sequence[Plane], side: int = 256) -> Objective:
-    """Tell the noise-level function of the crop: right at every signal that occurs in it."""
+    """Tell the noise-level function of the crop, right at every signal that occurs in it, and the noise's colour."""
 
     def loss(network: nn.Module, batch: Batch) -> Tensor:
         signal = F.avg_pool2d(batch["clean"], 8)
-        estimated = noise_map(signal, network(batch["image"]).float())
-        return log_level_error(estimated, noise_map(signal, batch["parameters"]))
+        estimated, true = network(batch["image"]).float(), batch["parameters"]
+        level = log_level_error(noise_map(signal, estimated), noise_map(signal, true))
+        return level + COLOUR_WEIGHT * (estimated[:, len(LEVEL) :] - true[:, len(LEVEL) :]).abs().mean()
 
     @torch.no_grad()
     def validate(network: nn.Module) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """From a network that predicts noise to the `restore` graph of a denoise bundle.
 
-The three noise parameters are slope a, offset b and floor c on the unit scale: the noise variance
-at signal x is max(a x + b, c) (Poisson-Gaussian, Foi et al. 2008, with a floor where the line
-would reach zero).
+A network is told the noise's level and its colour. Three parameters are the level, on the unit
+scale: slope a, offset b and floor c, where the noise variance at signal x is max(a x + b, c)
+(Poisson-Gaussian, Foi et al. 2008, with a floor where the line would reach zero). Four are the
+colour: the noise's correlation at one and two pixels' distance down and across.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-PARAMETERS = ["variance_slope", "variance_offset", "variance_floor"]
+LEVEL = ["variance_slope", "variance_offset", "variance_floor"]
+COLOUR = ["correlation_down_1", "correlation_across_1", "correlation_down_2", "correlation_across_2"]
+PARAMETERS = LEVEL + COLOUR
+CONDITIONS = 1 + len(COLOUR)  # planes that a network is told of: level, and level times each correlation
 LIMIT = 5.0  # no pixel is changed by more than this many standard deviations of the noise told
 
 
@@ -22,14 +26,23 @@ def local_mean(image: Tensor) -> Tensor:
 
 
 def noise_map(image: Tensor, parameters: Tensor) -> Tensor:
-    """Standard deviation of the noise per pixel, (B, 1, H, W), for parameters (B, 3)."""
-    slope, offset, floor = (parameters[:, i, None, None, None] for i in range(len(PARAMETERS)))
+    """Standard deviation of the noise per pixel, (B, 1, H, W), for parameters (B, 7)."""
+    slope, offset, floor = (parameters[:, i, None, None, None] for i in range(len(LEVEL)))
     variance = torch.maximum(slope * local_mean(image) + offset, floor)
     return torch.sqrt(F.relu(variance))
 
 
+def condition_of(noise: Tensor, parameters: Tensor) -> Tensor:
+    """What a network is told, (B, 5, H, W): the noise map (B, 1, H, W), and that times each correlation.
+
+    The product makes the colour scale with the image, as the level does: gain changes nothing else.
+    """
+    colour = parameters[:, len(LEVEL) :, None, None]
+    return torch.cat([noise, noise * colour], dim=1)
+
+
 class Denoiser(nn.Module):
-    """Wraps a noise predictor f(image, noise map) -> noise, both (B, 1, H, W).
+    """Wraps a noise predictor f(image (B, 1, H, W), condition (B, 5, H, W)) -> noise (B, 1, H, W).
 
     The predicted noise is limited to +-5 standard deviations of the noise that the network is told
     of, so the image comes back unchanged, to the bit, at strength 0 or where there is no noise, and
@@ -41,9 +54,9 @@ class Denoiser(nn.Module):
         self.predictor = predictor
 
     def forward(self, image: Tensor, parameters: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
-        """image (B, 1, H, W), parameters (B, 3), strength (B,) -> restored, noise map, (B, 1, H, W)."""
+        """image (B, 1, H, W), parameters (B, 7), strength (B,) -> restored, noise map, (B, 1, H, W)."""
         noise = noise_map(image, parameters)
         told = noise * strength[:, None, None, None]
-        predicted = self.predictor(image, told)
+        predicted = self.predictor(image, condition_of(told, parameters))
         bound = LIMIT * told
         return image - torch.maximum(torch.minimum(predicted, bound), -bound), noise

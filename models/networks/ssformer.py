@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.networks.denoiser import CONDITIONS
 from models.networks.layers import pad_to_multiple
 
 SIDE = 8  # of a window and of a grid
@@ -103,7 +104,7 @@ class Group(nn.Module):
 
 
 class SSFormer(nn.Module):
-    """Predicts the noise in image (B, 1, H, W), given its standard deviation per pixel, same shape.
+    """Predicts the noise in image (B, 1, H, W), given its level and colour, condition (B, 5, H, W).
 
     The image is measured in units of its mean noise level, which makes the network exactly
     homogeneous although its layers are not. Any H and W from 1 up; the tile is part of the model,
@@ -111,7 +112,13 @@ class SSFormer(nn.Module):
     """
 
     def __init__(
-        self, size: str = "", channels: int = 48, groups: int = 3, blocks: int = 4, unshuffle: int = 2
+        self,
+        size: str = "",
+        channels: int = 48,
+        groups: int = 3,
+        blocks: int = 4,
+        unshuffle: int = 2,
+        conditions: int = CONDITIONS,
     ) -> None:
         super().__init__()
         if size:
@@ -122,7 +129,7 @@ class SSFormer(nn.Module):
         self.unshuffle = unshuffle
         self.multiple = SIDE * unshuffle
         self.radius = 4 * SIDE * unshuffle  # what is kept clear of a tile's edge; attention sees all of it
-        self.head = nn.Conv2d(2 * phases, channels, 3, padding=1)
+        self.head = nn.Conv2d((1 + conditions) * phases, channels, 3, padding=1)
         self.groups = nn.Sequential(*(Group(channels, channels // 16, blocks) for _ in range(groups)))
         self.norm = ChannelNorm(channels)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
@@ -130,12 +137,12 @@ class SSFormer(nn.Module):
         nn.init.zeros_(self.tail.weight)  # starts as the identity
         nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
 
-    def forward(self, image: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, image: Tensor, condition: Tensor) -> Tensor:
         rows, columns = image.shape[-2], image.shape[-1]
-        level = torch.sqrt((noise**2).mean(dim=(1, 2, 3), keepdim=True))
+        level = torch.sqrt((condition[:, :1] ** 2).mean(dim=(1, 2, 3), keepdim=True))
         unit = torch.clamp(level, min=SMALLEST_NOISE)
         centred = (image - image.mean(dim=(2, 3), keepdim=True)) / unit
-        planes = [pad_to_multiple(x, self.multiple) for x in (centred, noise / unit)]
+        planes = [pad_to_multiple(x, self.multiple) for x in (centred, condition / unit)]
         shallow = self.head(torch.cat([F.pixel_unshuffle(x, self.unshuffle) for x in planes], dim=1))
         deep = shallow + self.conv(self.norm(self.groups(shallow)))
         return unit * F.pixel_shuffle(self.tail(deep), self.unshuffle)[..., :rows, :columns]

@@ -1,6 +1,6 @@
 """NoiseMapUNet: the efficient convolutional denoiser (family of FFDNet and DRUNet).
 
-Works on pixel-unshuffled images with a noise map as second input (Zhang et al., FFDNet, 2018), in a
+Works on pixel-unshuffled images with noise maps as further inputs (Zhang et al., FFDNet, 2018), in a
 small residual U-Net (Zhang et al., DRUNet, 2021) without any bias (Mohan et al., 2020): exactly
 homogeneous, and blind to the pedestal of the image (`ZeroSumConv`).
 """
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.networks.denoiser import CONDITIONS
 from models.networks.layers import ZeroSumConv, pad_to_multiple, residual_blocks
 
 
 class NoiseMapUNet(nn.Module):
-    """Predicts the noise in image (B, 1, H, W), given its standard deviation per pixel, same shape.
+    """Predicts the noise in image (B, 1, H, W), given its level and colour, condition (B, 5, H, W).
 
     `channels` at 1/r, 1/2r and 1/4r of the resolution, `blocks` residual blocks at each level of the
     encoder, the middle and the decoder. Any H and W from 1 up.
@@ -26,6 +27,7 @@ class NoiseMapUNet(nn.Module):
         channels: tuple[int, int, int] = (64, 64, 80),
         blocks: tuple[int, int, int, int, int] = (2, 2, 2, 2, 2),
         unshuffle: int = 2,
+        conditions: int = CONDITIONS,
     ) -> None:
         super().__init__()
         fine, middle, coarse = channels
@@ -33,7 +35,7 @@ class NoiseMapUNet(nn.Module):
         self.unshuffle = unshuffle
         self.multiple = 4 * unshuffle
         self.blocks = tuple(blocks)
-        self.head = ZeroSumConv(phases, phases, fine)
+        self.head = ZeroSumConv(phases, conditions * phases, fine)
         self.encode_fine = residual_blocks(fine, blocks[0])
         self.down_middle = nn.Conv2d(fine, middle, 2, stride=2, bias=False)
         self.encode_middle = residual_blocks(middle, blocks[1])
@@ -55,11 +57,11 @@ class NoiseMapUNet(nn.Module):
         r = self.unshuffle
         return r * (2 * fine + 2) + 2 * r * (2 * middle) + 4 * r * (2 * coarse) + (r - 1) + r + 2 * r
 
-    def forward(self, image: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, image: Tensor, condition: Tensor) -> Tensor:
         rows, columns = image.shape[-2], image.shape[-1]
         # Taking off the mean changes nothing but rounding: the head is blind to it.
         image = pad_to_multiple(image - image.mean(dim=(2, 3), keepdim=True), self.multiple)
-        phases = [F.pixel_unshuffle(x, self.unshuffle) for x in (image, pad_to_multiple(noise, self.multiple))]
+        phases = [F.pixel_unshuffle(x, self.unshuffle) for x in (image, pad_to_multiple(condition, self.multiple))]
         fine = self.encode_fine(self.head(torch.cat(phases, dim=1)))
         middle = self.encode_middle(self.down_middle(fine))
         coarse = self.coarse(self.down_coarse(middle))

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from models.networks.denoiser import LEVEL
 from training.data.crop import CropMixture, vary_intensity
-from training.data.noise import NoisePopulation, Plane, add_noise, clip_and_quantise
+from training.data.noise import Plane, Population, add_noise, clip_and_quantise
 from training.seeds import sample_generator
 
 
@@ -59,7 +60,7 @@ class Pairs(Dataset[dict[str, Tensor]], ABC):
 class NoisyPairs(Pairs):
     """Clean crops with noise of the population; `told` are the parameters, now and then a bit wrong."""
 
-    population: NoisePopulation
+    population: Population
     misjudged_share: float = 0.1
 
     def degrade(self, clean: Plane, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -67,13 +68,21 @@ class NoisyPairs(Pairs):
         noisy = add_noise(clean, law, rng)
         if rng.random() < self.config.clip_share:
             noisy = clip_and_quantise(noisy, 256 if rng.random() < self.config.quantise_share else None)
-        factor = np.exp(rng.uniform(np.log(0.7), np.log(1.4))) if rng.random() < self.misjudged_share else 1.0
+        told = misjudge(law.parameters, rng) if rng.random() < self.misjudged_share else law.parameters
         return {
             "image": torch.from_numpy(noisy.astype(np.float32))[None],
             "clean": torch.from_numpy(clean)[None],
             "parameters": torch.from_numpy(law.parameters),
-            "told": torch.from_numpy(law.parameters * np.float32(factor**2)),
+            "told": torch.from_numpy(told),
         }
+
+
+def misjudge(parameters: Plane, rng: np.random.Generator) -> Plane:
+    """Parameters (7,) as an estimator might get them wrong: level by 0.7 to 1.4, correlations by about 0.1."""
+    told = parameters.copy()
+    told[: len(LEVEL)] *= np.float32(np.exp(2 * rng.uniform(np.log(0.7), np.log(1.4))))
+    told[len(LEVEL) :] += rng.normal(0.0, 0.1, len(told) - len(LEVEL)).astype(np.float32)
+    return told
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.networks.denoiser import LIMIT, Denoiser, noise_map
+from models.networks.denoiser import LIMIT, Denoiser, condition_of, noise_map
 from models.networks.noise_level import NoiseLevel
 from models.networks.registry import NETWORKS, build_network
 from models.networks.ssformer import Attention
@@ -38,6 +38,16 @@ def small(name: str, seed: int = 0) -> nn.Module:
 def image(rows: int = 48, columns: int = 56, batch: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(rows * columns)
     return 0.4 + 0.1 * torch.randn(batch, 1, rows, columns, generator=generator)
+
+
+def law(slope: float, offset: float, floor: float) -> torch.Tensor:
+    """Parameters (1, 7) of somewhat coloured noise."""
+    return torch.tensor([[slope, offset, floor, 0.5, 0.3, 0.1, -0.1]])
+
+
+def told(rows: int, columns: int) -> torch.Tensor:
+    """What a network is told of noise of level 0.1."""
+    return condition_of(torch.full((1, 1, rows, columns), 0.1), law(0.0, 0.01, 0.0))
 
 
 def configuration(name: str) -> TrainConfig:
@@ -73,7 +83,7 @@ def test_unknown_network_is_named() -> None:
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     network = small(name)
-    arguments = (image(), torch.full((1, 1, 48, 56), 0.1)) if name in DENOISERS else (image(),)
+    arguments = (image(), told(48, 56)) if name in DENOISERS else (image(),)
     network(*arguments).square().sum().backward()
     silent = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert silent == []
@@ -82,7 +92,7 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
 @pytest.mark.parametrize("name", DENOISERS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 8), (8, 8), (37, 61)])
 def test_denoiser_keeps_any_size(name: str, size: tuple[int, int]) -> None:
-    restored, noise = Denoiser(small(name))(image(*size), torch.tensor([[0.0, 0.01, 0.0]]), torch.ones(1))
+    restored, noise = Denoiser(small(name))(image(*size), law(0.0, 0.01, 0.0), torch.ones(1))
     assert restored.shape == noise.shape == (1, 1, *size)
     assert torch.isfinite(restored).all()
 
@@ -91,8 +101,8 @@ def test_denoiser_keeps_any_size(name: str, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("gain", GAINS)
 def test_denoiser_is_homogeneous(name: str, gain: float) -> None:
     denoiser, y = Denoiser(small(name)), image()
-    parameters, one = torch.tensor([[0.002, 0.004, 0.001]]), torch.ones(1)
-    powers = torch.tensor([[gain, gain**2, gain**2]])
+    parameters, one = law(0.002, 0.004, 0.001), torch.ones(1)
+    powers = torch.tensor([[gain, gain**2, gain**2, 1, 1, 1, 1]])
     with torch.no_grad():
         restored, noise = denoiser(y, parameters, one)
         scaled, scaled_noise = denoiser(gain * y, powers * parameters, one)
@@ -104,7 +114,7 @@ def test_denoiser_is_homogeneous(name: str, gain: float) -> None:
 @pytest.mark.parametrize("name", DENOISERS)
 def test_denoiser_is_blind_to_the_pedestal(name: str) -> None:
     denoiser, y, one = Denoiser(small(name)), image(), torch.ones(1)
-    parameters = torch.tensor([[0.0, 0.01, 0.0]])
+    parameters = law(0.0, 0.01, 0.0)
     with torch.no_grad():
         change = denoiser(y, parameters, one)[0] - y
         raised = denoiser(y + 0.5, parameters, one)[0] - (y + 0.5)
@@ -115,8 +125,8 @@ def test_denoiser_is_blind_to_the_pedestal(name: str) -> None:
 def test_strength_zero_and_no_noise_change_nothing(name: str) -> None:
     denoiser, y = Denoiser(small(name)), image()
     with torch.no_grad():
-        assert torch.equal(denoiser(y, torch.tensor([[0.0, 0.01, 0.0]]), torch.zeros(1))[0], y)
-        assert torch.equal(denoiser(y, torch.zeros(1, 3), torch.ones(1))[0], y)
+        assert torch.equal(denoiser(y, law(0.0, 0.01, 0.0), torch.zeros(1))[0], y)
+        assert torch.equal(denoiser(y, torch.zeros(1, 7), torch.ones(1))[0], y)
 
 
 def test_change_is_limited_by_the_noise() -> None:
@@ -125,14 +135,14 @@ def test_change_is_limited_by_the_noise() -> None:
             return torch.full_like(image, 100.0)
 
     y = image()
-    restored, noise = Denoiser(Wild())(y, torch.tensor([[0.0, 0.01, 0.0]]), torch.ones(1))
+    restored, noise = Denoiser(Wild())(y, law(0.0, 0.01, 0.0), torch.ones(1))
     torch.testing.assert_close(y - restored, LIMIT * noise)
 
 
 @pytest.mark.parametrize("name", DENOISERS)
 def test_batch_members_do_not_meet(name: str) -> None:
     denoiser, y = Denoiser(small(name)), image(batch=3)
-    parameters = torch.tensor([[0.0, 0.01, 0.0], [0.01, 0.0, 0.001], [0.0, 0.0001, 0.0]])
+    parameters = torch.cat([law(0.0, 0.01, 0.0), law(0.01, 0.0, 0.001), law(0.0, 0.0001, 0.0)])
     with torch.no_grad():
         together = denoiser(y, parameters, torch.ones(3))[0]
         alone = torch.cat([denoiser(y[i : i + 1], parameters[i : i + 1], torch.ones(1))[0] for i in range(3)])
@@ -151,7 +161,7 @@ def test_noise_map_follows_the_law() -> None:
 def test_noise_level_is_homogeneous(gain: float) -> None:
     network, y = small("noise-level"), image()
     with torch.no_grad():
-        expected = network(y) * torch.tensor([[gain, gain**2, gain**2]])
+        expected = network(y) * torch.tensor([[gain, gain**2, gain**2, 1, 1, 1, 1]])
         torch.testing.assert_close(network(gain * y), expected, rtol=2e-3, atol=1e-12)
 
 
@@ -168,7 +178,7 @@ def test_unet_radius_bounds_what_a_pixel_sees() -> None:
     side = 2 * network.radius + 64
     y = image(side, side).requires_grad_()
     centre = side // 2
-    network(y - 0 * y.mean(), torch.full_like(y, 0.1))[0, 0, centre, centre].backward()
+    network(y - 0 * y.mean(), told(side, side))[0, 0, centre, centre].backward()
     assert y.grad is not None
     # the mean that is taken off touches every pixel, but the head is blind to it: only rounding is left
     seen = (y.grad[0, 0].abs() > 1e-6 * y.grad.abs().max()).nonzero()
@@ -186,7 +196,7 @@ def test_attention_partition_round_trip(sparse: bool) -> None:
 def test_sparse_attention_reaches_the_corners() -> None:
     network = small("ssformer")
     y = image(64, 64).requires_grad_()
-    network(y, torch.full_like(y, 0.1))[0, 0, 32, 32].backward()
+    network(y, told(64, 64))[0, 0, 32, 32].backward()
     assert y.grad is not None
     assert y.grad[0, 0, 0, 0] != 0
     assert y.grad[0, 0, -1, -1] != 0
@@ -194,10 +204,10 @@ def test_sparse_attention_reaches_the_corners() -> None:
 
 def test_a_small_input_leaves_no_trace() -> None:
     network, y = small("ssformer"), image(64, 64)
-    noise = torch.full_like(y, 0.1)
+    noise = told(64, 64)
     with torch.no_grad():
         before = network(y, noise)
-        network(image(1, 8), torch.full((1, 1, 1, 8), 0.1))
+        network(image(1, 8), told(1, 8))
         assert torch.equal(network(y, noise), before)
 
 

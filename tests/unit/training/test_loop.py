@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training.config import Fit, Restart
+from training.config import Fit
 from training.loop import Numbered, learning_rate
 from training.train import main
 
@@ -121,14 +121,15 @@ def test_learning_rate_rises_then_falls() -> None:
     assert rates[-1] < 0.02
 
 
-def test_restart_begins_a_second_cosine_and_leaves_the_first_alone() -> None:
-    plain = Fit(network="", steps=60, warmup=10, learning_rate=1.0)
-    longer = dataclasses.replace(plain, steps=100, restart=Restart(60, 0.5))
-    assert [learning_rate(longer, step) for step in range(60)] == [learning_rate(plain, step) for step in range(60)]
-    assert learning_rate(longer, 60) == 0.5
-    assert learning_rate(longer, 99) < 0.01
-    with pytest.raises(ValueError, match=r"restart\.step"):
-        Fit(network="", steps=50, restart=Restart(60, 0.5))
+def test_a_held_run_can_be_prolonged() -> None:
+    short = Fit(network="", steps=60, warmup=10, hold=30, learning_rate=1.0)
+    longer = dataclasses.replace(short, steps=200, hold=150)
+    assert [learning_rate(longer, step) for step in range(40)] == [learning_rate(short, step) for step in range(40)]
+    assert learning_rate(short, 39) == 1.0
+    assert learning_rate(short, 59) < 0.01
+    assert learning_rate(longer, 199) < 0.01
+    with pytest.raises(ValueError, match="hold"):
+        Fit(network="", hold=-1)
 
 
 @pytest.mark.slow
