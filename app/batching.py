@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -81,12 +82,13 @@ class Engine:
     ) -> None:
         self.catalogue = catalogue
         self.config = config
-        self._observer = observer or EngineObserver()
+        self.observer = observer or EngineObserver()
         self._queue: WorkQueue[Pending] = WorkQueue()
         self._room = Room(config.limits)
         self._entries: set[Pending] = set()  # accepted and unfinished, waiting or running
         self._pace = Pace()
         self._order = 0
+        self._threads = config.threads or max(1, cores() // len(config.devices))
         self._changed = asyncio.Event()
         self._loader = Loader(catalogue, config.backends, config.preload)
         self._workers: list[Supervisor] = []
@@ -97,11 +99,10 @@ class Engine:
 
     async def start(self) -> None:
         """Starts the workers and returns at once; `ready` turns true when one has passed its self-tests."""
-        threads = self.config.threads or max(1, cores() // len(self.config.devices))
         for device in self.config.devices:
-            worker = Supervisor(device, threads, self.config.patience, self._notice)
+            worker = Supervisor(device, self._threads, self.config.patience, self._notice)
             self._workers.append(worker)
-            work = worker.supervise(self._loader.warm_up, self._turn, self._observer.worker_restarted)
+            work = worker.supervise(self._loader.warm_up, self._turn, self.observer.worker_restarted)
             self._tasks.append(asyncio.create_task(work, name=f"worker {device}"))
 
     async def wait_ready(self, timeout_s: float | None = None) -> None:
@@ -111,8 +112,7 @@ class Engine:
                 while not self.ready:
                     if self._stopped or all(worker.state == "failed" for worker in self._workers):
                         raise NotReady(self.reason or "")
-                    self._changed.clear()
-                    await self._changed.wait()
+                    await self._wait()
         except TimeoutError:
             raise NotReady(self.reason or "") from None
 
@@ -179,12 +179,12 @@ class Engine:
         QueueFull, NotReady.
         """
         if self.reason is not None:
-            self._observer.shed("not_ready")
+            self.observer.shed("not_ready")
             raise NotReady(self.reason)
         wanted = Usage(items, pixels, bytes)
         if overflow := self._room.overflow(wanted):
             what, share = overflow
-            self._observer.shed(what)
+            self.observer.shed(what)
             raise QueueFull(what, max(1.0, math.ceil(share * self.backlog_s)))
         return self._room.take(wanted)
 
@@ -248,7 +248,36 @@ class Engine:
                 entry.future.set_result(result)
             else:
                 entry.future.set_exception(result)
-        self._observer.finished(entry.item, outcome, queue_s, run_s)
+        self.observer.finished(entry.item, outcome, queue_s, run_s)
+
+    # -- bundles ------------------------------------------------------------------------------
+
+    async def take_up(self, bundle: Bundle) -> None:
+        """Makes a bundle ready to be offered, which is left to the caller: self-tested in a process of its own,
+        so that a bad one costs nobody anything, then loaded by every worker between two batches.
+
+        Raises BundleInvalid or BackendUnavailable with the reason why it cannot serve.
+        """
+        trial = Supervisor(self.config.devices[0], self._threads, self.config.patience, lambda: None)
+        await trial.once(partial(self._loader.examine, bundle=bundle))
+        self.catalogue.stage(bundle)
+        self.wake()
+        while not self._holds(bundle):
+            await self._wait()
+        self.catalogue.by_digest(bundle.digest)  # raises where a worker refused it after all
+
+    def wake(self) -> None:
+        """Has the idle workers look again at what they are to hold loaded."""
+        self._changed.set()
+
+    async def _wait(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    def _holds(self, bundle: Bundle) -> bool:
+        """Whether every worker that takes work has loaded what it is to load of a bundle."""
+        wanted = set(self._loader.wanted(bundle))
+        return all(wanted <= worker.loaded for worker in self._workers if worker.usable)
 
     # -- workers ------------------------------------------------------------------------------
 
@@ -260,10 +289,14 @@ class Engine:
                 self._finish(entry, NotReady(self.reason or ""), "failed")
 
     async def _turn(self, worker: Supervisor) -> None:
-        """Takes the next batch, waiting for one, and runs it."""
-        while not (batch := self._cut(worker)):
-            self._changed.clear()
-            await self._changed.wait()
+        """Takes the next batch, waiting for one, and runs it; before that, follows the catalogue's changes."""
+        while True:
+            if self._loader.behind(worker):
+                await self._loader.catch_up(worker)
+                self._changed.set()
+            if batch := self._cut(worker):
+                break
+            await self._wait()
         await self._run_batch(worker, batch)
 
     def _cut(self, worker: Supervisor) -> list[Pending]:
@@ -308,7 +341,7 @@ class Engine:
     ) -> None:
         pixels = sum(entry.pixels for entry in batch)
         self._pace.record(pixels, run_s)
-        self._observer.batch_ran(worker.device, len(batch), pixels, run_s)
+        self.observer.batch_ran(worker.device, len(batch), pixels, run_s)
         for index, entry in enumerate(batch):
             # Copies, so that one slow reader does not hold the memory of the whole batch.
             own = {n: a[index : index + 1].copy() if len(batch) > 1 else a for n, a in outputs.items()}

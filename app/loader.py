@@ -15,6 +15,7 @@ from models.errors import BundleError, BundleInvalid, MedRestoreError, OptionErr
 
 logger = logging.getLogger(__name__)
 
+EXACT = "fp32"  # in which a bundle must run to be served
 STRIKES = 2  # workers that may die loading a bundle before it is refused
 
 
@@ -42,20 +43,71 @@ class Loader:
         refused = self._refused.get(Model(bundle.digest, precision))
         return type(refused)(str(refused)) if refused else None
 
+    async def examine(self, worker: Supervisor, bundle: Bundle) -> None:
+        """Loads and self-tests a bundle on a worker that serves nobody, whatever was found of it before.
+
+        Raises BundleInvalid or BackendUnavailable where it does not run in exact mode; where it runs in
+        that alone, it is refused in the others.
+        """
+        for precision in self._preload:
+            model = Model(bundle.digest, precision)
+            self._refused.pop(model, None)
+            self._strikes.pop(model, None)
+            if isinstance(error := self.objection(bundle, precision), OptionError) and precision != EXACT:
+                continue
+            try:
+                if error:
+                    raise error
+                await worker.load(model, bundle.folder, self._backends[precision])
+            except WorkerDeathError as exc:
+                self._reject(bundle, model, BundleInvalid(f"loading it ended the worker: {exc}"))
+                return
+            except (BundleInvalid, BackendUnavailable) as exc:
+                self._reject(bundle, model, exc)
+
+    def _reject(self, bundle: Bundle, model: Model, error: BundleInvalid | BackendUnavailable) -> None:
+        if model.precision == EXACT:
+            raise error
+        self._refuse(bundle, model, error)
+
     async def warm_up(self, worker: Supervisor) -> None:
         """Loads what is served; raises BackendUnavailable where nothing of it can run on this device."""
-        unavailable: BackendUnavailable | None = None
-        for bundle in self._catalogue.bundles:
-            for precision in self._preload:
-                if self.objection(bundle, precision) is None:
-                    try:
-                        await self.load(worker, Model(bundle.digest, precision))
-                    except BackendUnavailable as exc:
-                        unavailable = exc
-                    except BundleError:
-                        continue  # refused and logged in `load`
+        unavailable = await self.catch_up(worker)
         if unavailable and not worker.loaded:
             raise unavailable
+
+    async def catch_up(self, worker: Supervisor) -> BackendUnavailable | None:
+        """Makes a worker hold all that is offered or staged, and nothing that no request can need any more.
+
+        Gives the last reason why a runtime was not to be had. What cannot be loaded is refused, so
+        that this ends; where there is nothing to do it does not wait.
+        """
+        unavailable: BackendUnavailable | None = None
+        while stale := self._stale(worker):
+            await worker.unload(stale[0])
+        while missing := self._missing(worker):
+            try:
+                await self.load(worker, missing[0])
+            except BackendUnavailable as exc:
+                unavailable = exc
+            except BundleError:
+                continue  # refused and logged in `load`
+        return unavailable
+
+    def behind(self, worker: Supervisor) -> bool:
+        """Whether `catch_up` would have something to do."""
+        return bool(self._missing(worker) or self._stale(worker))
+
+    def wanted(self, bundle: Bundle) -> list[Model]:
+        """What a worker holds ready of a bundle."""
+        usable = [precision for precision in self._preload if self.objection(bundle, precision) is None]
+        return [Model(bundle.digest, precision) for precision in usable]
+
+    def _missing(self, worker: Supervisor) -> list[Model]:
+        return [m for bundle in self._catalogue.loadable for m in self.wanted(bundle) if m not in worker.loaded]
+
+    def _stale(self, worker: Supervisor) -> list[Model]:
+        return [model for model in worker.loaded if not self._catalogue.knows(model.digest)]
 
     async def load(self, worker: Supervisor, model: Model) -> None:
         """Loads a model where it is not loaded. Raises BundleNotFound, BundleInvalid, OptionError,
@@ -79,5 +131,5 @@ class Loader:
     def _refuse(self, bundle: Bundle, model: Model, error: BundleInvalid | BackendUnavailable) -> None:
         logger.error("model %s is not served in %s: %s", bundle.reference, model.precision, error)
         self._refused[model] = error
-        if model.precision == "fp32" and isinstance(error, BundleInvalid):
+        if model.precision == EXACT and isinstance(error, BundleInvalid):
             self._catalogue.refuse(model.digest, str(error))

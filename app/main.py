@@ -21,6 +21,7 @@ from app.pipeline import EXACT, FAST
 from app.routes import analyze, health, models, restore
 from app.service import Service
 from app.settings import Settings
+from app.watch import Watch, look
 
 API_VERSION = "1"  # of the interface, as in /v1; the product has its own
 DESCRIPTION = """Denoising and super-resolution of medical images. For research; not a medical device.
@@ -38,11 +39,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         pool = ThreadPoolExecutor(settings.codec_threads, thread_name_prefix="codec")
         asyncio.get_running_loop().set_default_executor(pool)
-        app.state.service = await start_service(settings, metrics)
+        service = app.state.service = await start_service(settings, metrics)
         try:
-            yield
+            async with following(service.watch, settings.repository_poll):
+                yield
         finally:
-            await app.state.service.engine.stop()
+            await service.engine.stop()
 
     app = FastAPI(
         title="MedRestore",
@@ -65,13 +67,26 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 async def start_service(settings: Settings, metrics: Metrics) -> Service:
     """Reads the bundles and starts the workers; they become ready in their own time."""
+    seen = await asyncio.to_thread(look, settings.repository) if settings.repository.is_dir() else {}
     catalogue = await asyncio.to_thread(Catalogue, settings.repository, default_models(settings))
     engine = Engine(catalogue, engine_config(settings), metrics)
     metrics.watch(engine, catalogue)
     await engine.start()
     for reference, reason in catalogue.broken.items():
         log.event("model refused", logging.ERROR, model=reference, reason=reason)
-    return Service(settings, catalogue, engine, metrics)
+    return Service(settings, catalogue, engine, metrics, Watch(engine, seen))
+
+
+@asynccontextmanager
+async def following(watch: Watch, every_s: float) -> AsyncIterator[None]:
+    """Polls the repository inside the `async with` block; 0 does not."""
+    task = asyncio.create_task(watch.run(every_s), name="repository") if every_s else None
+    try:
+        yield
+    finally:
+        if task:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 def default_models(settings: Settings) -> dict[str, str]:

@@ -72,6 +72,7 @@ class Metrics(EngineObserver):
         self.batch = Histogram("medrestore_batch_items", "Items of one batch", ["device"], buckets=ITEMS, registry=r)
         self.run_pixels = Counter("medrestore_run_pixels", "Pixels given to the networks", ["device"], registry=r)
         self.refused = Counter("medrestore_shed", "Refused for lack of room", ["reason"], registry=r)
+        self.changes = Counter("medrestore_model_changes", "Changes of the repository taken up", ["change"], registry=r)
         self.restarts = Counter("medrestore_worker_restarts", "Worker processes started anew", ["device"], registry=r)
 
     def watch(self, engine: Engine, catalogue: Catalogue) -> None:
@@ -108,6 +109,9 @@ class Metrics(EngineObserver):
         self.items.labels(item.graph, outcome).inc()
         self.queue.observe(queue_s)
 
+    def models_changed(self, change: str) -> None:
+        self.changes.labels(change).inc()
+
     def worker_restarted(self, device: str) -> None:
         self.restarts.labels(device).inc()
 
@@ -123,7 +127,9 @@ class _Facts:
         models = InfoMetricFamily("medrestore_model", "A model that is served", labels=["name", "version"])
         for bundle in self._catalogue.bundles:
             manifest = bundle.manifest
-            models.add_metric([manifest.name, manifest.version], {"task": manifest.task, "digest": bundle.digest})
+            default = str(self._catalogue.current(manifest.name) is bundle).lower()
+            facts = {"task": manifest.task, "digest": bundle.digest, "default": default}
+            models.add_metric([manifest.name, manifest.version], facts)
         workers = GaugeMetricFamily("medrestore_worker_up", "1 where a worker takes work", labels=["worker", "device"])
         for index, worker in enumerate(self._engine.workers):
             workers.add_metric([str(index), worker.device], float(worker.state in ("idle", "busy")))

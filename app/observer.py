@@ -17,5 +17,8 @@ class EngineObserver:
     def finished(self, item: WorkItem, outcome: str, queue_s: float, run_s: float) -> None:
         """Completed: "ok", "cancelled", "expired", "failed", "lost" or "stopped"."""
 
+    def models_changed(self, change: str) -> None:
+        """The repository changed: a version was "offered", "withdrawn" or "refused", or another is "default"."""
+
     def worker_restarted(self, device: str) -> None:
         """A worker died and is being started again."""

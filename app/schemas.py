@@ -11,7 +11,8 @@ ModelName = Annotated[
     Field(
         default=None,
         max_length=100,
-        description="`name` (its newest version) or `name@version`; left out, the service's default for the task",
+        description="`name` (its promoted version, else its newest) or `name@version`; left out, the service's default "
+        "for the task",
         examples=["denoise", "denoise@1"],
     ),
 ]
@@ -119,6 +120,7 @@ class ModelFacts(BaseModel):
     task: str = Field(description="`denoise` or `superresolve`", examples=["denoise"])
     scale: int = Field(description="rows of the answer per row of the image", examples=[1])
     default: bool = Field(description="used where the caller names no model")
+    default_version: bool = Field(description="used where the caller names the model without a version")
     digest: str = Field(description="SHA-256 of the manifest, which lists the SHA-256 of every file")
     network: str
     summary: str
@@ -133,7 +135,11 @@ class ModelList(BaseModel):
     """Answer of `GET /models`."""
 
     models: list[ModelFacts]
-    refused: dict[str, str] = Field(description="name@version of models that are not served -> why")
+    refused: dict[str, str] = Field(
+        description="name@version of models that are not served -> why; where one of them is listed above too, that is "
+        "what was there before"
+    )
+    warnings: dict[str, str] = Field(description="name -> why its promoted version is not the one that serves")
 
 
 class Health(BaseModel):

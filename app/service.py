@@ -36,6 +36,7 @@ from app.pipeline import (
 )
 from app.runner import EngineRunner
 from app.settings import Settings
+from app.watch import Watch
 from models.bundle import Bundle
 from models.errors import BundleInvalid
 from models.imaging.codec import MEDIA_TYPES, OUTPUTS, decode, encode
@@ -102,11 +103,14 @@ class Report:
 class Service:
     """Holds the catalogue, the engine and the counters; everything but the settings can be watched from outside."""
 
-    def __init__(self, settings: Settings, catalogue: Catalogue, engine: Engine, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, catalogue: Catalogue, engine: Engine, metrics: Metrics, watch: Watch
+    ) -> None:
         self.settings = settings
         self.catalogue = catalogue
         self.engine = engine
         self.metrics = metrics
+        self.watch = watch
         self.gate = Gate(settings.requests, settings.request_bytes)
 
     def check(self, job: Job) -> Bundle:

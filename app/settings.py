@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 import models
@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
     repository: Path = Field(default=SHIPPED_BUNDLES, description="folder of model bundles, `<name>/<version>/`")
+    repository_poll: NonNegativeFloat = Field(
+        default=5.0, description="looks at that folder for new and changed bundles this often, seconds; 0 never does"
+    )
     denoise_model: str | None = Field(default=None, description="default denoiser, `name` or `name@version`")
     superresolve_x2_model: str | None = Field(default=None, description="default model of scale 2")
     superresolve_x4_model: str | None = Field(default=None, description="default model of scale 4")

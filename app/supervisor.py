@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from app.channel import Array
 from app.errors import BackendUnavailable, RunFailed
-from app.workers import Done, Load, Model, Run, WorkerDeathError, WorkerProcess
+from app.workers import Done, Load, Model, Request, Run, Unload, WorkerDeathError, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -109,10 +109,23 @@ class Supervisor:
             await asyncio.sleep(delay)
             delay = min(2 * delay, self._patience.restart_max_s)
 
+    async def once(self, work: Turn) -> None:
+        """Starts the process for `work` alone and ends it. Raises what `work` raises, WorkerDeathError included."""
+        try:
+            await self._begin()
+            await work(self)
+        finally:
+            await self.stop()
+
     async def load(self, model: Model, folder: Path, backend: str) -> None:
         """Loads and self-tests. Raises BundleInvalid, BackendUnavailable, WorkerDeathError."""
         await self._call(Load(model, folder, backend), {}, self._patience.load_s)
         self.loaded.add(model)
+
+    async def unload(self, model: Model) -> None:
+        """Frees what `load` took. Raises WorkerDeathError."""
+        self.loaded.discard(model)
+        await self._call(Unload(model), {}, self._patience.answer_s)
 
     async def run(self, model: Model, graph: str, arrays: Mapping[str, Array]) -> tuple[dict[str, Array], float]:
         """Outputs, and the seconds that the run took. Raises RunFailed, WorkerDeathError."""
@@ -158,7 +171,7 @@ class Supervisor:
             self._process = None
 
     async def _call(
-        self, request: Load | Run, arrays: Mapping[str, Array], limit_s: float
+        self, request: Request, arrays: Mapping[str, Array], limit_s: float
     ) -> tuple[Any, dict[str, Array]]:
         assert self._process is not None
         return await self._in_thread(partial(self._process.call, request, arrays, limit_s))

@@ -1,7 +1,8 @@
 """A worker process: holds loaded bundles on one device and runs their graphs.
 
 `WorkerProcess` is the handle on the service's side; `serve` is what the process does. They speak
-`Load` and `Run` over a pipe, one at a time, each answered by `Loaded`, `Done` or `Failed`.
+`Load`, `Unload` and `Run` over a pipe, one at a time, each answered by `Loaded`, `Unloaded`, `Done`
+or `Failed`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,13 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Unload:
+    """Free a bundle's memory; nothing where it is not loaded."""
+
+    model: Model
+
+
+@dataclass(frozen=True)
 class Run:
     """Run a graph on the arrays that follow."""
 
@@ -55,6 +63,11 @@ class Run:
 @dataclass(frozen=True)
 class Loaded:
     """The bundle passed its self-test."""
+
+
+@dataclass(frozen=True)
+class Unloaded:
+    """The bundle is gone."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,10 @@ class Failed:
             kind.__name__: kind for kind in (BackendUnavailable, BundleInvalid, RunFailed)
         }
         return kinds[self.kind](self.text)
+
+
+Request = Load | Unload | Run
+Reply = Loaded | Unloaded | Done
 
 
 class WorkerDeathError(Exception):
@@ -103,8 +120,8 @@ class WorkerProcess:
         self._theirs.close()
 
     def call(
-        self, request: Load | Run, arrays: Mapping[str, Array] = NOTHING, timeout_s: float | None = None
-    ) -> tuple[Loaded | Done, dict[str, Array]]:
+        self, request: Request, arrays: Mapping[str, Array] = NOTHING, timeout_s: float | None = None
+    ) -> tuple[Reply, dict[str, Array]]:
         """Sends a request and waits for its answer.
 
         Raises what the worker reports (BundleInvalid, BackendUnavailable, RunFailed), or WorkerDeathError.
@@ -171,10 +188,12 @@ class Worker:
         self.threads = threads
         self.models: dict[Model, Backend] = {}
 
-    def answer(self, request: Load | Run, arrays: dict[str, Array]) -> tuple[Any, Mapping[str, Array]]:
+    def answer(self, request: Request, arrays: dict[str, Array]) -> tuple[Any, Mapping[str, Array]]:
         """Never raises: one bad request must not cost the others their worker."""
         try:
-            return self._load(request) if isinstance(request, Load) else self._run(request, arrays)
+            if isinstance(request, Run):
+                return self._run(request, arrays)
+            return self._load(request) if isinstance(request, Load) else self._unload(request)
         except (BackendUnavailable, RunFailed) as exc:
             return Failed(type(exc).__name__, str(exc)), NOTHING
         except Exception as exc:  # noqa: BLE001 (a runtime may raise anything)
@@ -190,6 +209,10 @@ class Worker:
         self_test(backend, bundle)
         self.models[request.model] = backend
         return Loaded(), NOTHING
+
+    def _unload(self, request: Unload) -> tuple[Unloaded, Mapping[str, Array]]:
+        self.models.pop(request.model, None)
+        return Unloaded(), NOTHING
 
     def _run(self, request: Run, arrays: dict[str, Array]) -> tuple[Done, dict[str, Array]]:
         start = time.perf_counter()

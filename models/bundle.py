@@ -4,6 +4,10 @@ A repository is a folder of `<name>/<version>/`, each with a `manifest.json`, gr
 `*.ts`, and `golden.npz` (one input and its output). The manifest lists every file with its SHA-256,
 so the digest of the manifest identifies the model to the last bit.
 
+Who asks for a name without a version gets the promoted one, which `<name>/default.json`
+({"version": "2"}) names, else the newest. Names that begin with a dot are for bundles on their way
+in, and are passed over.
+
 Graphs take and give named float32 arrays:
 
     estimate  image (B, 1, H, W)                              -> parameters (B, P)
@@ -21,7 +25,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -32,9 +39,12 @@ SCHEMA = 1
 READABLE_SCHEMAS = tuple(n for n in (SCHEMA, SCHEMA - 1) if n > 0)  # the current schema and the one before it
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
+DEFAULT = "default.json"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 VERSION = re.compile(r"[0-9]+(\.[0-9]+){0,2}")
 TASKS = ("denoise", "superresolve")
+
+logger = logging.getLogger("medrestore.bundle")
 
 
 @dataclass(frozen=True)
@@ -179,16 +189,76 @@ def version_key(version: str) -> tuple[int, ...]:
 
 def list_bundles(repository: Path) -> list[Path]:
     """Bundle folders of a repository, by name, newest version first; nothing is verified yet."""
-    found = [path.parent for path in repository.glob(f"*/*/{MANIFEST}") if VERSION.fullmatch(path.parent.name)]
+    found = [
+        path.parent
+        for path in repository.glob(f"*/*/{MANIFEST}")
+        if VERSION.fullmatch(path.parent.name) and not path.parent.parent.name.startswith(".")
+    ]
     newest_first = sorted(found, key=lambda folder: version_key(folder.name), reverse=True)
     return sorted(newest_first, key=lambda folder: folder.parent.name)
 
 
 def find_bundle(repository: Path, reference: str) -> Bundle:
-    """The bundle of `name` (newest version) or `name@version`. Raises BundleNotFound."""
+    """The bundle of `name@version`, or of `name`: the promoted version, else the newest.
+
+    Raises BundleNotFound, or BundleInvalid where that very version does not verify.
+    """
     name, _, version = reference.partition("@")
-    for folder in list_bundles(repository):
-        if folder.parent.name == name and version in ("", folder.name):
-            return read_bundle(folder)
+    found = {folder.name: folder for folder in list_bundles(repository) if folder.parent.name == name}
+    chosen = version or default_version(repository, name)
+    if not version and chosen not in found:
+        if chosen is not None:
+            logger.warning("%s: version %s is promoted but not there; the newest serves", name, chosen)
+        chosen = next(iter(found), None)
+    if chosen in found:
+        return read_bundle(found[chosen])
     available = ", ".join(f"{f.parent.name}@{f.name}" for f in list_bundles(repository)) or "none"
     raise BundleNotFound(f"no model {reference!r}; available: {available}")
+
+
+def default_version(repository: Path, name: str) -> str | None:
+    """The promoted version of a name, None where none is; warns of a pointer that cannot be read, which counts as none.
+
+    Whether a bundle of that version is there is the caller's to see.
+    """
+    try:
+        return read_pointer(repository, name)
+    except BundleInvalid as exc:
+        logger.warning("%s; the newest version serves", exc)
+        return None
+
+
+def read_pointer(repository: Path, name: str) -> str | None:
+    """As `default_version`; raises BundleInvalid in place of warning."""
+    where = f"{name}/{DEFAULT}"
+    try:
+        version = json.loads((repository / name / DEFAULT).read_bytes())["version"]
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise BundleInvalid(f"{where} cannot be read: {exc.strerror}") from exc
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise BundleInvalid(f'{where} does not read {{"version": "<number>"}}') from exc
+    if not isinstance(version, str) or not VERSION.fullmatch(version):
+        raise BundleInvalid(f"{where} names {version!r}, which is no version")
+    return version
+
+
+def promote(repository: Path, name: str, version: str) -> Bundle:
+    """Makes a version the one that serves `name`, at once or not at all; rolling back is the same step.
+
+    Raises BundleNotFound where it is not there, BundleInvalid where it does not verify; the pointer then stays.
+    """
+    bundle = find_bundle(repository, f"{name}@{version}")
+    target = repository / name / DEFAULT
+    part = target.with_name(f".{DEFAULT}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8") as stream:
+            stream.write(json.dumps({"version": bundle.manifest.version}) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(target)
+    finally:
+        with suppress(FileNotFoundError):
+            part.unlink()
+    return bundle

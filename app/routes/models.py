@@ -18,7 +18,8 @@ router = APIRouter(tags=["models"])
 async def list_models(request: Request, _: Annotated[NoQuery, Query()]) -> ModelList:
     """The models with their digests, licences, scores and the range of noise they were trained on."""
     catalogue: Catalogue = request.app.state.service.catalogue
-    return ModelList(models=[_facts(bundle, catalogue) for bundle in catalogue.bundles], refused=catalogue.broken)
+    models = [_facts(bundle, catalogue) for bundle in catalogue.bundles]
+    return ModelList(models=models, refused=catalogue.broken, warnings=catalogue.warnings)
 
 
 def _facts(bundle: Bundle, catalogue: Catalogue) -> ModelFacts:
@@ -29,6 +30,7 @@ def _facts(bundle: Bundle, catalogue: Catalogue) -> ModelFacts:
         task=manifest.task,
         scale=manifest.scale,
         default=catalogue.default(manifest.task, manifest.scale) is bundle,
+        default_version=catalogue.current(manifest.name) is bundle,
         digest=bundle.digest,
         network=manifest.network,
         summary=manifest.summary,
