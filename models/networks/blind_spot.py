@@ -133,9 +133,14 @@ class BlindSpotNetwork(nn.Module):
             self.variance_head[-1].weight.mul_(0.1)  # type: ignore[operator]
             self.variance_head[-1].bias.fill_(0.03)  # type: ignore[operator]
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, image: Tensor) -> Tensor:
+        """What both outputs are made of: (B, channels, H, W), blind."""
         x = self.head(image)
-        features = self.join(torch.cat([each(x) for each in self.branches], dim=1))
+        joined: Tensor = self.join(torch.cat([each(x) for each in self.branches], dim=1))
+        return joined
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.features(image)
         return self.tail(features), self.variance_head(features) ** 2 + self.floor
 
     def mean_parameters(self) -> int:

@@ -8,17 +8,23 @@ from typing import Any
 from torch import nn
 
 from models.networks.blind_spot import DilatedBlindSpot, LightBlindSpot
+from models.networks.cnn_estimate import CnnEstimate
+from models.networks.dynamic import DynamicResidual
 from models.networks.noise_level import NoiseLevel
+from models.networks.self_similarity import SelfSimilarBlindSpot
 from models.networks.ssformer import SSFormer
 from models.networks.superresolution import ResidualUpscaler
 from models.networks.unet import NoiseMapUNet
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "cnn-est": CnnEstimate,
     "dbsn": DilatedBlindSpot,
     "dbsn-light": LightBlindSpot,
+    "dran": DynamicResidual,
     "noise-level": NoiseLevel,
     "noise-map-unet": NoiseMapUNet,
     "residual-upscaler": ResidualUpscaler,
+    "ss-bsn": SelfSimilarBlindSpot,
     "ssformer": SSFormer,
 }
 
