@@ -30,6 +30,7 @@ TRAINING = {
     "evaluate": "score a bundle beside classical methods",
     "export": "make a bundle of a trained run",
 }
+MODULES = {"evaluate": "evaluation.command"}  # of `training`; else the command's own name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(words: list[str], debug: bool) -> int:
     """Dispatches; what follows `train`, `evaluate` or `export` is parsed by `training` itself."""
     if words and words[0] in TRAINING:
-        return int(import_module(f"training.{words[0]}").main(words[1:]) or DONE)
+        return int(import_module(f"training.{MODULES.get(words[0], words[0])}").main(words[1:]) or DONE)
     arguments = build_parser().parse_args(words)
     arguments.debug = debug
     return int(arguments.run(arguments))
@@ -98,8 +99,9 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--backend", choices=("onnx", "openvino", "torchscript"))
         command.set_defaults(run=run_restore)
 
-    bundles = commands.add_parser("bundles", help="list or verify the model bundles")
-    bundles.add_argument("action", choices=("list", "verify"))
+    bundles = commands.add_parser("bundles", help="list, verify or promote the model bundles")
+    bundles.add_argument("action", choices=("list", "verify", "promote"))
+    bundles.add_argument("reference", nargs="?", metavar="NAME@VERSION", help="which to promote, or to roll back to")
     bundles.set_defaults(run=run_bundles)
     for command in (serve, denoise, superresolve, bundles):
         command.add_argument("--config", type=Path, help="TOML file of settings")
@@ -161,16 +163,21 @@ def run_serve(arguments: argparse.Namespace) -> int:
 
 
 def run_bundles(arguments: argparse.Namespace) -> int:
-    """Lists bundles, or verifies checksums and runs the self-test on every runtime that is installed."""
+    """Lists bundles, promotes one, or verifies checksums and runs the self-test on every runtime that is installed."""
     settings = read_settings(arguments, "repository")
     if not settings.repository.is_dir():
         raise OptionError(f"{settings.repository} is no folder")
+    if (arguments.action == "promote") != (arguments.reference is not None):
+        raise OptionError("promote takes NAME@VERSION, list and verify take nothing")
+    if arguments.action == "promote":
+        return promote(settings.repository, arguments.reference)
     catalogue = read_catalogue(settings)
     failures = dict(catalogue.broken)
     for bundle in catalogue.bundles:
         manifest = bundle.manifest
         task = f"{manifest.task} x{manifest.scale}" if manifest.scale > 1 else manifest.task
-        line = f"{bundle.reference:24} {task:16} {manifest.network:12} {bundle.digest[:12]}"
+        mark = "default" if catalogue.current(manifest.name) is bundle else ""
+        line = f"{bundle.reference:24} {task:16} {mark:8} {manifest.network:12} {bundle.digest[:12]}"
         if arguments.action == "verify":
             try:
                 print(f"{line}  {verify(bundle)}")
@@ -184,6 +191,23 @@ def run_bundles(arguments: argparse.Namespace) -> int:
         print(f"failed: {reference}: {reason}", file=sys.stderr)
     print(f"{len(catalogue.bundles)} bundles in {settings.repository}, {len(failures)} failed", file=sys.stderr)
     return FAILED if failures else DONE
+
+
+def promote(repository: Path, reference: str) -> int:
+    """Makes a version the one that serves its name, once it verifies; a running service takes it up by itself."""
+    from app.catalogue import parse_reference
+    from models import bundle as contract
+
+    name, version = parse_reference(reference)
+    if version is None:
+        raise OptionError(f"promote one version of {name}, as in {name}@1")
+    before = contract.default_version(repository, name)
+    bundle = contract.find_bundle(repository, reference)
+    verdict = verify(bundle)
+    contract.promote(repository, name, version)
+    was = f"{name}@{before} was promoted before" if before else "none was promoted before"
+    print(f"{bundle.reference} now serves {name}: {verdict}; {was}")
+    return DONE
 
 
 def verify(bundle: Bundle) -> str:

@@ -13,7 +13,8 @@ import tifffile
 
 from models.bundle import Bundle
 from models.imaging.codec import decode
-from training.data.noise import Plane
+from models.networks.denoiser import COLOUR, LEVEL, PARAMETERS
+from training.data.noise import NoiseLaw, Plane
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -21,20 +22,27 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 class Restorer(Protocol):
     """Restores planes (H, W) on the unit scale; `scale` times as large for super-resolution."""
 
-    def restore(self, plane: Plane, *, eight_bit: bool = False) -> Plane: ...
+    def restore(self, plane: Plane, *, eight_bit: bool = False, law: NoiseLaw | None = None) -> Plane:
+        """The restored plane; with `law` told the true noise, without it from its own estimate.
 
-    def noise_level(self, plane: Plane) -> float: ...
+        `eight_bit` says that the plane holds whole 255ths, so that it may travel as such.
+        """
+        ...
+
+    def noise_level(self, plane: Plane) -> float:
+        """Estimated root mean square of the noise, unit scale."""
+        ...
 
 
 class LocalBundle:
-    """Runs a bundle's ONNX graphs on whole images with ONNX Runtime."""
+    """Runs a bundle's ONNX graphs on whole images with ONNX Runtime; `threads` 0 leaves the number to it."""
 
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        self.multiple = bundle.manifest.multiple
+        self.parameters = bundle.manifest.parameters
         self.sessions = {
             name: onnxruntime.InferenceSession(str(bundle.graph(name, "onnx")), options, ["CPUExecutionProvider"])
             for name in bundle.manifest.graphs
@@ -43,22 +51,34 @@ class LocalBundle:
     def run(self, graph: str, arrays: dict[str, Any]) -> Any:
         return self.sessions[graph].run(None, arrays)[0]
 
-    def parameters(self, plane: Plane) -> Plane:
-        """The noise parameters (1, 3) of a whole image."""
+    def estimate(self, plane: Plane) -> Plane:
+        """The noise parameters (1, P) of a whole image, in the manifest's order."""
         found: Plane = self.run("estimate", {"image": plane[None, None]})
         return found
 
-    def restore(self, plane: Plane, *, eight_bit: bool = False) -> Plane:
+    def told(self, law: NoiseLaw) -> Plane:
+        """A known law as parameters (1, P), by name: a bundle that knows no colour is not told any."""
+        known = dict(zip(PARAMETERS, law.parameters, strict=True))
+        return np.array([[known[name] for name in self.parameters]], dtype=np.float32)
+
+    def restore(self, plane: Plane, *, eight_bit: bool = False, law: NoiseLaw | None = None) -> Plane:
         del eight_bit  # nothing is encoded on the way
         arrays: dict[str, Any] = {"image": plane[None, None]}
         if "estimate" in self.sessions:
-            arrays |= {"parameters": self.parameters(plane), "strength": np.ones(1, dtype=np.float32)}
+            parameters = self.estimate(plane) if law is None else self.told(law)
+            arrays |= {"parameters": parameters, "strength": np.ones(1, dtype=np.float32)}
         restored: Plane = self.run("restore", arrays)[0, 0]
         return restored
 
     def noise_level(self, plane: Plane) -> float:
-        slope, offset, floor = self.parameters(plane)[0]
+        named = dict(zip(self.parameters, self.estimate(plane)[0], strict=True))
+        slope, offset, floor = (named[name] for name in LEVEL)
         return float(np.sqrt(np.maximum(slope * plane + offset, floor).clip(0).mean()))
+
+    def noise_correlation(self, plane: Plane) -> list[float] | None:
+        """Estimated correlations in the order of `COLOUR`; None where the bundle estimates none."""
+        named = dict(zip(self.parameters, self.estimate(plane)[0].tolist(), strict=True))
+        return [named[name] for name in COLOUR] if set(COLOUR) <= named.keys() else None
 
 
 class Service:
@@ -86,8 +106,14 @@ class Service:
             tifffile.imwrite(buffer, plane)
         return buffer.getvalue()
 
-    def restore(self, plane: Plane, *, eight_bit: bool = False) -> Plane:
-        pixels = decode(self.post(self.route, self.encode(plane, eight_bit))).pixels[0, :, :, 0]
+    def restore(self, plane: Plane, *, eight_bit: bool = False, law: NoiseLaw | None = None) -> Plane:
+        """As `Restorer.restore`. Raises ValueError for a law that is not white: the service takes one number."""
+        route = self.route
+        if law is not None:
+            if law.slope or law.kernel is not None or law.rician:
+                raise ValueError("a service can be told the level of white noise, no other law")
+            route += f"&sigma={law.offset**0.5 * (255 if eight_bit else 1)!r}"
+        pixels = decode(self.post(route, self.encode(plane, eight_bit))).pixels[0, :, :, 0]
         return (pixels / np.float32(255)).astype(np.float32) if eight_bit else pixels.astype(np.float32)
 
     def noise_level(self, plane: Plane) -> float:

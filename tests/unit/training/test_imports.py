@@ -18,7 +18,7 @@ sys.meta_path.insert(0, Absent())
 import io
 import numpy as np
 from PIL import Image
-import training.train, training.export, training.evaluate
+import training.train, training.export, training.evaluation.command
 from models.imaging.codec import decode
 
 buffer = io.BytesIO()

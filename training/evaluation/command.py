@@ -1,0 +1,137 @@
+"""`medrestore evaluate TABLE ...`: scores bundles on held-back images, beside classical methods.
+
+Tables go to standard output as Markdown, and to --json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from training.evaluation import denoise, estimate, level
+from training.evaluation.case import degrade_all, white
+from training.evaluation.image import SETS, HeldBack, read_group
+from training.evaluation.score import Comparisons
+from training.evaluation.superresolution import superresolution_table
+from training.evaluation.table import Table, markdown
+from training.evaluation.variant import DEFAULT, read_variants
+from training.restorer import Restorer, Service
+
+BUNDLES = Path(__file__).parents[2] / "models" / "bundles"
+LEVELS = {"denoise": denoise.LEVELS, "levels": level.LEVELS}
+GROUPS = {"levels": ["photographs"]}
+Tables = dict[str, Table]
+
+
+def read_images(options: argparse.Namespace, *groups: str) -> list[HeldBack]:
+    """`--images` photographs, half as many of every other set."""
+    counts = {group: options.images if group == "photographs" else max(1, options.images // 2) for group in groups}
+    return [image for group, count in counts.items() for image in read_group(options.data, options.sets, group, count)]
+
+
+def read_restorers(options: argparse.Namespace, default: str = "denoise") -> dict[str, Restorer]:
+    """The restorers that `--model` names, or the service behind `--url`."""
+    models = options.model or [default]
+    if url := getattr(options, "url", None):
+        task, scale = (options.table, getattr(options, "scale", 1))
+        return {DEFAULT: Service(url, task, models[0], scale, options.precision)}
+    return read_variants(models, options.repository, options.threads)
+
+
+def denoise_tables(options: argparse.Namespace) -> Tables:
+    comparisons = Comparisons(options.cache)
+    restorers = {} if options.comparators_only else read_restorers(options)
+    photographs, medical = read_images(options, "photographs"), read_images(options, "medical")
+    noises = [white(sigma, clipped) for sigma in options.levels for clipped in (False, True)]
+    cases = degrade_all(photographs + medical, noises)
+    tables = {"denoise": denoise.denoising_table(cases, restorers, comparisons)}
+    if restorers:
+        hounsfield = read_images(options, "hounsfield")
+        tables["hounsfield"] = denoise.hounsfield_table(hounsfield, restorers, comparisons)
+        estimators = {name: restorer.noise_level for name, restorer in restorers.items()}
+        cases = degrade_all(photographs + medical, [white(sigma) for sigma in estimate.LEVELS])
+        tables["estimate"] = estimate.estimate_table(cases, estimators)
+        halves = [denoise.reduced(image) for image in photographs]
+        tables["noise_free"] = denoise.untouched_table(halves + medical, restorers)
+    return tables
+
+
+def superresolve_tables(options: argparse.Namespace) -> Tables:
+    (restorer,) = read_restorers(options, f"superresolve-x{options.scale}").values()
+    images = [
+        image
+        for group in ("photographs", "medical")
+        for image in read_group(options.data, options.sets, group, options.images)
+    ]
+    return {f"x{options.scale}": superresolution_table(images, options.scale, restorer.restore)}
+
+
+def level_tables(options: argparse.Namespace) -> Tables:
+    specialists = read_variants(options.specialist, options.repository, options.threads)
+    by_level = {float(sigma): restorer for sigma, restorer in specialists.items()}
+    images = read_images(options, *options.groups)
+    return {"levels": level.level_table(images, read_restorers(options), by_level, options.levels)}
+
+
+COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], Tables]]] = {
+    "denoise": ("white noise beside BM3D and non-local means", denoise_tables),
+    "superresolve": ("super-resolution beside bicubic interpolation", superresolve_tables),
+    "levels": ("one model over many levels beside specialists", level_tables),
+}
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="medrestore evaluate", description=__doc__)
+    commands = parser.add_subparsers(title="tables", metavar="TABLE", dest="table", required=True)
+    parsers = {name: commands.add_parser(name, help=text, description=text) for name, (text, _) in COMMANDS.items()}
+    for command in parsers.values():
+        add_common(command)
+    for name in ("denoise", "superresolve"):
+        parsers[name].add_argument("--url", help="a running service; without it the bundle runs in this process")
+        parsers[name].add_argument("--precision", choices=["exact", "fast"], help="of the service; default: its own")
+    parsers["denoise"].add_argument("--comparators-only", action="store_true", help="fill --cache; needs no model")
+    parsers["superresolve"].add_argument("--scale", type=int, choices=[2, 4], default=2)
+    add_levels(parsers)
+    return parser.parse_args(argv)
+
+
+def add_common(command: argparse.ArgumentParser) -> None:
+    """Options of every table."""
+    command.add_argument("--data", type=Path, required=True, help="folder that the sets' folders lie in")
+    command.add_argument("--sets", type=Path, default=SETS, help="TOML file that names the held-back images")
+    command.add_argument("--images", type=int, default=12, help="photographs; half as many of each medical set")
+    command.add_argument(
+        "--model",
+        action="append",
+        metavar="[NAME=]PLACE",
+        help="name or name@version in --repository, REPOSITORY/name[@version], or a bundle's folder; repeatable",
+    )
+    command.add_argument("--repository", type=Path, default=BUNDLES)
+    command.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0 leaves it to that")
+    command.add_argument("--cache", type=Path, help="file that keeps the comparators' scores")
+    command.add_argument("--json", type=Path, help="writes the tables there too")
+
+
+def add_levels(parsers: Mapping[str, argparse.ArgumentParser]) -> None:
+    """Options of the tables that put noise on clean images."""
+    for name, levels in LEVELS.items():
+        parsers[name].add_argument("--levels", type=float, nargs="+", default=levels, help="grey levels of 255")
+    for name, groups in GROUPS.items():
+        parsers[name].add_argument("--groups", nargs="+", default=groups, help="groups of sets of the file --sets")
+    for name in ("levels",):
+        parsers[name].add_argument(
+            "--specialist", action="append", default=[], metavar="NAME=PLACE", help="trained on that noise alone"
+        )
+
+
+def main(argv: list[str]) -> int:
+    """Entry point of `medrestore evaluate`; returns the exit status."""
+    options = parse(argv)
+    tables = COMMANDS[options.table][1](options)
+    for title, rows in tables.items():
+        print(f"\n{title}\n\n{markdown(rows)}")
+    if options.json:
+        options.json.write_text(json.dumps(tables, indent=1) + "\n", encoding="utf-8")
+    return 0
