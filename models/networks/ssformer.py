@@ -7,12 +7,16 @@ grows with the area only). "SSFormer" names our own network: its published names
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.networks.balanced import BalancedAttention
 from models.networks.denoiser import CONDITIONS
 from models.networks.layers import pad_to_multiple
+from models.networks.nonlocal_sparse import NonLocalSparse
 
 SIDE = 8  # of a window and of a grid
 TOKENS = SIDE * SIDE
@@ -72,13 +76,20 @@ class Attention(nn.Module):
         return self.scatter(self.project(mixed))
 
 
+ATTENTIONS: dict[str, Callable[[int, int], nn.Module]] = {
+    "window": lambda channels, heads: Attention(channels, heads, sparse=False),
+    "grid": lambda channels, heads: Attention(channels, heads, sparse=True),
+    "hash": lambda channels, heads: NonLocalSparse(channels),  # the published sparse attention, for comparison
+}
+
+
 class Block(nn.Module):
     """x + attention, then + gated mixing: 1x1, 3x3 depthwise, 1x1."""
 
-    def __init__(self, channels: int, heads: int, sparse: bool) -> None:
+    def __init__(self, channels: int, attention: nn.Module) -> None:
         super().__init__()
         self.norm_attention = ChannelNorm(channels)
-        self.attention = Attention(channels, heads, sparse)
+        self.attention = attention
         self.norm_mix = ChannelNorm(channels)
         self.widen = nn.Conv2d(channels, 2 * channels, 1)
         self.depthwise = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
@@ -91,15 +102,17 @@ class Block(nn.Module):
 
 
 class Group(nn.Module):
-    """Blocks, dense and sparse in turn, a 3x3 convolution, and the way around."""
+    """Blocks, dense and sparse in turn, a 3x3 convolution, balanced attention if asked for, and the way around."""
 
-    def __init__(self, channels: int, heads: int, blocks: int) -> None:
+    def __init__(self, channels: int, heads: int, blocks: int, sparse: str, balanced: bool) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(Block(channels, heads, sparse=i % 2 == 1) for i in range(blocks)))
+        kinds = [sparse if i % 2 else "window" for i in range(blocks)]
+        self.blocks = nn.Sequential(*(Block(channels, ATTENTIONS[kind](channels, heads)) for kind in kinds))
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.balance = BalancedAttention(channels) if balanced else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        change: Tensor = self.conv(self.blocks(x))
+        change: Tensor = self.balance(self.conv(self.blocks(x)))
         return x + change
 
 
@@ -119,8 +132,12 @@ class SSFormer(nn.Module):
         blocks: int = 4,
         unshuffle: int = 2,
         conditions: int = CONDITIONS,
+        sparse: str = "grid",
+        balanced: bool = False,
     ) -> None:
         super().__init__()
+        if sparse not in ATTENTIONS:
+            raise ValueError(f"no attention {sparse!r}; known: {', '.join(ATTENTIONS)}")
         if size:
             channels, groups, blocks, unshuffle = SIZES[size].values()
         if channels % 16:
@@ -130,7 +147,7 @@ class SSFormer(nn.Module):
         self.multiple = SIDE * unshuffle
         self.radius = 4 * SIDE * unshuffle  # what is kept clear of a tile's edge; attention sees all of it
         self.head = nn.Conv2d((1 + conditions) * phases, channels, 3, padding=1)
-        self.groups = nn.Sequential(*(Group(channels, channels // 16, blocks) for _ in range(groups)))
+        self.groups = nn.Sequential(*(Group(channels, channels // 16, blocks, sparse, balanced) for _ in range(groups)))
         self.norm = ChannelNorm(channels)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.tail = nn.Conv2d(channels, phases, 3, padding=1)
