@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.bundle import GOLDEN, FileEntry, Manifest, read_bundle, sha256_of, write_manifest
+from models.networks.blind_spot import MaskedConv
 from models.networks.denoiser import PARAMETERS
 from models.networks.layers import ZeroSumConv
 from training.config import TrainConfig, build
@@ -51,12 +52,14 @@ class FoldedHead(nn.Module):
 
 
 def fold(network: nn.Module) -> nn.Module:
-    """A copy of the network, in evaluation mode, with every ZeroSumConv folded."""
+    """A copy of the network, in evaluation mode, with every ZeroSumConv and every mask folded."""
     network = copy.deepcopy(network).eval().cpu()
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, ZeroSumConv):
                 setattr(parent, name, FoldedHead(child))
+            elif isinstance(child, MaskedConv):
+                setattr(parent, name, child.folded())
     return network
 
 
@@ -102,7 +105,7 @@ def export_onnx(graph: Graph, path: Path) -> None:
     arrays = graph.example(2, 64, 80)
     axes: dict[str, dict[int, str]] = {}
     for name in (*graph.inputs, *graph.outputs):
-        spatial = name in ("image", "restored", "noise")
+        spatial = name not in ("parameters", "strength")
         suffix = "_out" if name == "restored" and len(graph.inputs) == 1 else ""
         axes[name] = {0: "batch", **({2: "rows" + suffix, 3: "columns" + suffix} if spatial else {})}
     with warnings.catch_warnings():
