@@ -18,7 +18,9 @@ Graphs take and give named float32 arrays:
 `image` is on the unit scale (`ValueMap`), `noise` the standard deviation per pixel on that scale.
 A denoise bundle has both graphs, so that every tile of an image shares one estimate; the P
 parameters are named in `Manifest.parameters`: noise variance at signal x is
-max(variance_slope * x + variance_offset, variance_floor).
+max(variance_slope * x + variance_offset, variance_floor); where they are there, too,
+correlation_down_1, correlation_across_1, correlation_down_2 and correlation_across_2 are the noise's
+correlation at lags (1, 0), (0, 1), (2, 0) and (0, 2), rows first.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,23 @@ def write_bundle(root: Path, name: str, graphs: dict[str, Graph], scale: int = 1
     np.savez(folder / GOLDEN, **golden)
     seal(folder, scale)
     return folder
+
+
+def copy_bundle(root: Path, source: str, name: str, version: str, scale: int = 1) -> Path:
+    """The bundle `source`, version 1, under another name and version."""
+    folder = root / name / version
+    shutil.copytree(root / source / "1", folder)
+    (folder / MANIFEST).unlink()
+    seal(folder, scale)
+    return folder
+
+
+def spoil_golden(folder: Path, scale: int = 1) -> None:
+    """Has a bundle that verifies fail its self-test."""
+    golden = dict(np.load(folder / GOLDEN))
+    golden["restore.out.restored"] += 0.5
+    np.savez(folder / GOLDEN, **golden)
+    seal(folder, scale)
 
 
 def seal(folder: Path, scale: int = 1) -> None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import medrestore
+from tests.tiny_bundle import copy_bundle, spoil_golden
 
 
 @pytest.fixture(autouse=True)
@@ -236,6 +237,46 @@ def test_bundles_are_listed(run) -> None:
     status, out, _ = run("bundles", "list")
     assert status == 0
     assert [line.split()[:2] for line in out.splitlines()] == [["tiny@1", "denoise"], ["tiny-x2@1", "superresolve"]]
+
+
+def test_the_promoted_version_is_the_one_marked_and_used(repository, noisy, tmp_path, capsys) -> None:
+    copy_bundle(repository, "tiny", "tiny", "2")
+
+    def call(*words: object) -> tuple[int, str, str]:
+        status = medrestore.main([*map(str, words), "--repository", str(repository)])
+        return status, *capsys.readouterr()
+
+    def marked() -> list[str]:
+        return [line.split()[0] for line in call("bundles", "list")[1].splitlines() if " default " in line]
+
+    source = save(tmp_path / "a.png", noisy)
+    assert marked() == ["tiny@2", "tiny-x2@1"]
+    assert call("bundles", "promote", "tiny@1")[0] == 0
+    assert marked() == ["tiny@1", "tiny-x2@1"]
+    assert "tiny@1 by onnx" in call("denoise", source, tmp_path / "b.png")[1]
+    status, out, _ = call("bundles", "promote", "tiny@2")
+    assert status == 0
+    assert "tiny@1 was promoted before" in out
+    assert "tiny@2 by onnx" in call("denoise", source, tmp_path / "b.png")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["promote"], 2, "promote takes NAME@VERSION"),
+        (["list", "tiny@1"], 2, "list and verify take nothing"),
+        (["promote", "tiny"], 2, "promote one version of tiny"),
+        (["promote", "tiny@9"], 1, "no model 'tiny@9'; available: tiny@3, tiny@2, tiny@1"),
+        (["promote", "tiny@2"], 1, "off the golden answer"),
+        (["promote", "tiny@3"], 1, "restore.onnx is not the file the manifest names"),
+    ],
+)
+def test_what_cannot_serve_is_not_promoted(repository, capsys, words, status, message) -> None:
+    spoil_golden(copy_bundle(repository, "tiny", "tiny", "2"))
+    (copy_bundle(repository, "tiny", "tiny", "3") / "restore.onnx").write_bytes(b"other bytes")
+    assert medrestore.main(["bundles", *words, "--repository", str(repository)]) == status
+    assert message in capsys.readouterr().err
+    assert not (repository / "tiny" / "default.json").exists()
 
 
 def test_bundles_are_verified_on_every_runtime(run) -> None:

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
+import gc
 from pathlib import Path
 
 import pytest
 
 from app.catalogue import Catalogue, parse_reference
-from models.bundle import MANIFEST
+from models.bundle import DEFAULT, MANIFEST, promote, read_bundle
 from models.errors import BundleInvalid, BundleNotFound, OptionError
-from tests.tiny_bundle import seal
-
-
-def copy(repository: Path, source: str, name: str, version: str, scale: int = 1) -> None:
-    """The bundle `source`, version 1, under another name and version."""
-    folder = repository / name / version
-    shutil.copytree(repository / source / "1", folder)
-    (folder / MANIFEST).unlink()
-    seal(folder, scale)
+from tests.tiny_bundle import copy_bundle
 
 
 def test_a_reference_names_the_newest_version_or_the_one_it_pins(repository: Path):
     for version in ("2", "10", "1.9"):
-        copy(repository, "tiny", "tiny", version)
+        copy_bundle(repository, "tiny", "tiny", version)
     catalogue = Catalogue(repository)
     assert catalogue.lookup("tiny", "denoise").reference == "tiny@10"
     assert catalogue.lookup("tiny@1.9", "denoise").reference == "tiny@1.9"
@@ -37,23 +29,23 @@ def test_without_a_reference_the_only_bundle_of_the_task_serves(repository: Path
 
 
 def test_without_a_reference_the_name_of_the_task_serves(repository: Path):
-    copy(repository, "tiny", "denoise", "1")
-    copy(repository, "tiny", "denoise", "3")
-    copy(repository, "tiny-x2", "superresolve-x2", "1", scale=2)
+    copy_bundle(repository, "tiny", "denoise", "1")
+    copy_bundle(repository, "tiny", "denoise", "3")
+    copy_bundle(repository, "tiny-x2", "superresolve-x2", "1", scale=2)
     catalogue = Catalogue(repository)
     assert catalogue.lookup(None, "denoise").reference == "denoise@3"
     assert catalogue.lookup(None, "superresolve", 2).reference == "superresolve-x2@1"
 
 
 def test_a_default_in_the_settings_goes_before_the_name_of_the_task(repository: Path):
-    copy(repository, "tiny", "denoise", "1")
+    copy_bundle(repository, "tiny", "denoise", "1")
     catalogue = Catalogue(repository, {"denoise": "tiny@1"})
     assert catalogue.lookup(None, "denoise").reference == "tiny@1"
     assert catalogue.default("denoise") is not None
 
 
 def test_several_names_and_no_default_is_no_guess(repository: Path):
-    copy(repository, "tiny", "other", "1")
+    copy_bundle(repository, "tiny", "other", "1")
     catalogue = Catalogue(repository)
     with pytest.raises(BundleNotFound, match="name one of other, tiny"):
         catalogue.lookup(None, "denoise")
@@ -89,7 +81,7 @@ def test_a_malformed_reference_is_a_wrong_option(text: str):
 
 
 def test_unreadable_bundles_are_listed_with_their_reason_and_not_served(repository: Path):
-    copy(repository, "tiny", "tiny", "2")
+    copy_bundle(repository, "tiny", "tiny", "2")
     (repository / "tiny" / "2" / "restore.onnx").write_bytes(b"other bytes")
     (repository / "tiny-x2" / "1" / MANIFEST).write_text("{", encoding="utf-8")
     catalogue = Catalogue(repository)
@@ -101,8 +93,81 @@ def test_unreadable_bundles_are_listed_with_their_reason_and_not_served(reposito
         catalogue.lookup("tiny@2", "denoise")
 
 
+@pytest.fixture
+def three(repository: Path) -> Path:
+    """`tiny` in versions 1, 2 and 3."""
+    for version in ("2", "3"):
+        copy_bundle(repository, "tiny", "tiny", version)
+    return repository
+
+
+def test_the_promoted_version_serves_its_name_and_the_task(three: Path):
+    promote(three, "tiny", "2")
+    catalogue = Catalogue(three)
+    assert catalogue.lookup("tiny", "denoise").reference == "tiny@2"
+    assert catalogue.lookup(None, "denoise").reference == "tiny@2"
+    assert catalogue.lookup("tiny@3", "denoise").reference == "tiny@3"
+    assert catalogue.warnings == {}
+
+
+@pytest.mark.parametrize(
+    ("pointer", "reason"), [('{"version": "9"}', "tiny@9 is promoted but not served"), ("{", "does not read")]
+)
+def test_a_pointer_that_leads_nowhere_is_warned_of_and_the_newest_serves(
+    three: Path, caplog: pytest.LogCaptureFixture, pointer: str, reason: str
+):
+    (three / "tiny" / DEFAULT).write_text(pointer, encoding="utf-8")
+    catalogue = Catalogue(three)
+    assert catalogue.lookup("tiny", "denoise").reference == "tiny@3"
+    assert reason in catalogue.warnings["tiny"]
+    assert f"{catalogue.warnings['tiny']}; tiny@3 serves" in caplog.text
+
+
+def test_a_pointer_that_breaks_later_changes_nothing(three: Path):
+    promote(three, "tiny", "1")
+    catalogue = Catalogue(three)
+    (three / "tiny" / DEFAULT).write_text("{", encoding="utf-8")
+    catalogue.follow_pointer("tiny")
+    assert catalogue.lookup("tiny", "denoise").reference == "tiny@1"
+    promote(three, "tiny", "2")
+    catalogue.follow_pointer("tiny")
+    assert (catalogue.lookup("tiny", "denoise").reference, catalogue.warnings) == ("tiny@2", {})
+    (three / "tiny" / DEFAULT).unlink()
+    catalogue.follow_pointer("tiny")
+    assert catalogue.lookup("tiny", "denoise").reference == "tiny@3"
+
+
+def test_a_staged_bundle_is_known_to_the_workers_alone(repository: Path):
+    catalogue = Catalogue(repository)
+    bundle = read_bundle(copy_bundle(repository, "tiny", "tiny", "2"))
+    catalogue.stage(bundle)
+    assert catalogue.by_digest(bundle.digest) is bundle
+    assert catalogue.lookup("tiny", "denoise").reference == "tiny@1"
+    with pytest.raises(BundleNotFound):
+        catalogue.lookup("tiny@2", "denoise")
+    catalogue.offer(bundle)
+    assert catalogue.lookup("tiny", "denoise") is bundle
+    assert [b.reference for b in catalogue.bundles] == ["tiny@2", "tiny@1", "tiny-x2@1"]
+
+
+def test_a_withdrawn_bundle_is_known_by_its_digest_while_a_request_holds_it(three: Path):
+    catalogue = Catalogue(three)
+    held = catalogue.lookup("tiny@3", "denoise")
+    catalogue.withdraw("tiny@3")
+    assert catalogue.lookup("tiny", "denoise").reference == "tiny@2"
+    with pytest.raises(BundleNotFound, match="no model 'tiny@3'; available: tiny@2, tiny@1"):
+        catalogue.lookup("tiny@3", "denoise")
+    assert catalogue.by_digest(held.digest) is held
+    digest = held.digest
+    del held
+    gc.collect()
+    assert not catalogue.knows(digest)
+    with pytest.raises(BundleNotFound):
+        catalogue.by_digest(digest)
+
+
 def test_a_refused_bundle_makes_way_for_the_version_before(repository: Path):
-    copy(repository, "tiny", "tiny", "2")
+    copy_bundle(repository, "tiny", "tiny", "2")
     catalogue = Catalogue(repository)
     newest = catalogue.lookup("tiny", "denoise")
     assert catalogue.by_digest(newest.digest) is newest

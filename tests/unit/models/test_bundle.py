@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.bundle import (
+    DEFAULT,
     READABLE_SCHEMAS,
     SCHEMA,
     Bundle,
     FileEntry,
     Manifest,
+    default_version,
     find_bundle,
     list_bundles,
     parse_manifest,
+    promote,
     read_bundle,
     sha256_of,
     version_key,
@@ -173,3 +177,58 @@ def test_unknown_model_lists_the_known_ones(tmp_path: Path) -> None:
 def test_versions_sort_as_numbers(a: list[int], b: list[int]) -> None:
     first, second = (".".join(map(str, parts)) for parts in (a, b))
     assert (version_key(first) < version_key(second)) == (a < b)
+
+
+def test_the_promoted_version_goes_before_the_newest(tmp_path: Path) -> None:
+    for version in ("1", "2", "3"):
+        write_bundle(tmp_path, version)
+    assert default_version(tmp_path, "denoise") is None
+    for version in ("2", "1", "3"):
+        assert promote(tmp_path, "denoise", version).reference == f"denoise@{version}"
+        assert default_version(tmp_path, "denoise") == version
+        assert find_bundle(tmp_path, "denoise").reference == f"denoise@{version}"
+        assert find_bundle(tmp_path, "denoise@2").reference == "denoise@2"
+    assert sorted(path.name for path in (tmp_path / "denoise").iterdir()) == ["1", "2", "3", DEFAULT]
+
+
+def test_what_does_not_verify_is_not_promoted(tmp_path: Path) -> None:
+    write_bundle(tmp_path, "1")
+    (write_bundle(tmp_path, "2") / "restore.onnx").write_bytes(b"")
+    promote(tmp_path, "denoise", "1")
+    with pytest.raises(BundleInvalid, match=r"restore\.onnx"):
+        promote(tmp_path, "denoise", "2")
+    with pytest.raises(BundleNotFound):
+        promote(tmp_path, "denoise", "3")
+    assert default_version(tmp_path, "denoise") == "1"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3", '{"version": 1}', '{"version": "../1"}', 9999 * "["])
+def test_a_broken_pointer_is_warned_of_and_counts_as_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    for version in ("1", "2"):
+        write_bundle(tmp_path, version)
+    (tmp_path / "denoise" / DEFAULT).write_text(text)
+    assert default_version(tmp_path, "denoise") is None
+    assert find_bundle(tmp_path, "denoise").reference == "denoise@2"
+    assert "denoise/default.json" in caplog.text
+    promote(tmp_path, "denoise", "1")
+    assert find_bundle(tmp_path, "denoise").reference == "denoise@1"
+
+
+def test_a_promoted_version_that_is_gone_makes_way_for_the_newest(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for version in ("1", "2"):
+        write_bundle(tmp_path, version)
+    promote(tmp_path, "denoise", "2")
+    (tmp_path / "denoise" / "2" / "manifest.json").unlink()
+    assert find_bundle(tmp_path, "denoise").reference == "denoise@1"
+    assert "version 2 is promoted but not there" in caplog.text
+
+
+def test_bundles_on_their_way_in_are_passed_over(tmp_path: Path) -> None:
+    write_bundle(tmp_path, "1")
+    shutil.copytree(tmp_path / "denoise" / "1", tmp_path / ".staged" / "2")
+    shutil.copytree(tmp_path / "denoise" / "1", tmp_path / "denoise" / ".2")
+    assert [f.name for f in list_bundles(tmp_path)] == ["1"]
