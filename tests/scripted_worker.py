@@ -15,7 +15,7 @@ import numpy as np
 from app.batching import Engine, EngineConfig, EngineObserver, Patience, WorkItem
 from app.catalogue import Catalogue
 from app.errors import RunFailed
-from app.workers import Done, Load, Loaded, Run, WorkerDeathError
+from app.workers import Done, Load, Loaded, Run, Unload, Unloaded, WorkerDeathError
 
 GOOD, BAD, DEADLY = 0.0, 1.0, 2.0  # first pixel of an image: what the scripted worker does with it
 FAST = Patience(answer_s=10, restart_s=0.001, restart_max_s=0.002)
@@ -27,6 +27,7 @@ class Script:
 
     runs: list[list[float]] = field(default_factory=list)  # the tags of each run's items
     loads: list[str] = field(default_factory=list)
+    unloads: list[str] = field(default_factory=list)  # digests
     starts: int = 0
     gate: threading.Event = field(default_factory=threading.Event)  # a run waits for it
     on_load: Callable[[Load], None] = lambda request: None
@@ -54,6 +55,9 @@ class ScriptedProcess:
             self.script.loads.append(request.model.precision)
             self.script.on_load(request)
             return Loaded(), {}
+        if isinstance(request, Unload):
+            self.script.unloads.append(request.model.digest)
+            return Unloaded(), {}
         assert isinstance(request, Run)
         image = arrays["image"]
         self.script.runs.append([float(one[0, 0, 1]) for one in image])
@@ -81,6 +85,7 @@ class Recorder(EngineObserver):
         self.shed_reasons: list[str] = []
         self.batches: list[int] = []
         self.restarts = 0
+        self.changes: list[str] = []
 
     def shed(self, reason: str) -> None:
         self.shed_reasons.append(reason)
@@ -90,6 +95,9 @@ class Recorder(EngineObserver):
 
     def finished(self, item: WorkItem, outcome: str, queue_s: float, run_s: float) -> None:
         self.outcomes[outcome] += 1
+
+    def models_changed(self, change: str) -> None:
+        self.changes.append(change)
 
     def worker_restarted(self, device: str) -> None:
         self.restarts += 1

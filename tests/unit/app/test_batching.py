@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +25,7 @@ from app.errors import (
 )
 from app.workers import Load, WorkerDeathError
 from models.errors import BundleInvalid, BundleNotFound, OptionError
-from tests.scripted_worker import BAD, DEADLY, GOOD, Bench, Script, ScriptedProcess, until
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
-    script = Script()
-    monkeypatch.setattr("app.supervisor.WorkerProcess", lambda device, threads: ScriptedProcess(script, device))
-    yield script
-    script.gate.set()
+from tests.scripted_worker import BAD, DEADLY, GOOD, Bench, Script, until
 
 
 def test_an_answer_says_how_it_came_about(built_repository: Path, script: Script):
