@@ -1,0 +1,232 @@
+"""Stage 4: measures what a run achieved and writes `report/report.json` and `report/report.html`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.data.noise import Population, correlations
+from training.noise.population import read_population
+from training.pipeline.record import Audit, NoiseRow, read_audit, read_json, read_table, write_json
+from training.pipeline.stage import DONE, STAGES
+from training.report.acceptance import accept
+from training.report.config import ReportConfig
+from training.report.measure import Restored, measure_set, restore_set, shown_images
+from training.report.model import RunModel
+from training.seeds import sample_generator
+
+JSON, HTML = "report.json", "report.html"
+POPULATION = Path("synthesis", "population.json")
+SYNTHESIS = Path("synthesis", "synthesis.json")
+TEMPLATE = Path(__file__).with_name("template.html")
+DRAWN = 400  # laws shown of the learned population
+CURVE_POINTS = 300  # of each training curve, spread evenly
+
+
+def run(out: Path, config: ReportConfig, *, seed: int) -> None:
+    """Measures and writes both files. Raises FileNotFoundError where a stage before has not been run."""
+    report, restored = measure(out, config, seed)
+    write_json(out / "report" / JSON, report)
+    write_html(out / "report" / HTML, report, restored, config)
+
+
+def measure(out: Path, config: ReportConfig, seed: int) -> tuple[dict[str, Any], dict[str, list[Restored]]]:
+    """All numbers of the report, and the restored images of every set."""
+    audit, table, population = read_audit(out), read_table(out), read_population(out / POPULATION)
+    model = RunModel(out / "profound")
+    restored = {
+        name: restore_set(out, shown_images(audit, name, config.images), 2 * config.side, model) for name in audit.sets
+    }
+    sets = {name: measure_set(images) for name, images in restored.items() if images}
+    report = {
+        "run": run_section(out),
+        "data": data_section(audit),
+        "noise": noise_section(table),
+        "population": population_section(population, table, seed),
+        "synthesis": read_json(out / SYNTHESIS) if (out / SYNTHESIS).exists() else {},
+        "curves": curves_section(out),
+        "sets": sets,
+        "acceptance": accept(out, audit, sets, model, population, config),
+    }
+    return finite(report), restored
+
+
+def finite(value: Any) -> Any:
+    """The same document with None in place of what JSON has no number for."""
+    if isinstance(value, dict):
+        return {str(key): finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def run_section(out: Path) -> dict[str, Any]:
+    """What made the run; folders of the hospital are left out."""
+    record = read_json(out / "pipeline.json") if (out / "pipeline.json").exists() else {}
+    stages = {}
+    for stage in STAGES:
+        if (path := out / stage / DONE).exists() and stage != "report":
+            stages[stage] = {key: value for key, value in read_json(path).items() if key != "fingerprint"}
+    kept = {key: record.get(key, "unknown") for key in ("preset", "seed", "commit")}
+    return {**kept, "config": record.get("config", {}), "stages": stages}
+
+
+def data_section(audit: Audit) -> dict[str, Any]:
+    """Counts, warnings and refusals by reason: no file name."""
+    sets = {}
+    for name, record in audit.sets.items():
+        images = [image for image in audit.images if image.set == name]
+        splits = Counter(image.split for image in images)
+        sets[name] = {
+            "modality": record.modality,
+            "images": len(images),
+            "train": splits["train"],
+            "test": splits["test"],
+            "groups": len({image.group for image in images}),
+            "low": record.low,
+            "high": record.high,
+            "stride": record.stride,
+            "rician": record.rician,
+            "lag1": list(record.lag1),
+            "correlation": record.correlation,
+            "warnings": list(record.warnings),
+        }
+    refused = Counter(refusal.reason for refusal in audit.refused)
+    return {
+        "noisy": len(audit.images),
+        "clean": len(audit.clean),
+        "clean_train": sum(image.split == "train" for image in audit.clean),
+        "clean_test": sum(image.split == "test" for image in audit.clean),
+        "sets": sets,
+        "warnings": list(audit.warnings),
+        "refused": [{"reason": reason, "files": files} for reason, files in sorted(refused.items())],
+    }
+
+
+def noise_section(table: Sequence[NoiseRow]) -> dict[str, Any]:
+    """Summary of stage 1's noise table, by set."""
+    found: dict[str, list[NoiseRow]] = {}
+    for row in table:
+        found.setdefault(row.set, []).append(row)
+    return {
+        name: {
+            "images": len(rows),
+            "level": [float(v) for v in np.percentile([row.level for row in rows], [10, 50, 90])],
+            "laws": [[row.a, row.b] for row in rows],
+            **{key: float(np.median([getattr(row, key) for row in rows])) for key in ("a", "b", "fit_residual")},
+            "share_flat": float(np.median([row.share_flat for row in rows])),
+            "bias_corrected": float(np.mean([row.bias_corrected for row in rows])),
+        }
+        for name, rows in found.items()
+    }
+
+
+def population_section(population: Population, table: Sequence[NoiseRow], seed: int) -> dict[str, Any]:
+    """Levels at mid-grey in 255ths and lag-1 correlations: drawn from the population, and observed."""
+    laws = [population.draw(sample_generator(seed + 50_000_000, 0, i)) for i in range(DRAWN)]
+    observed: dict[str, list[float]] = {}
+    for row in table:
+        observed.setdefault(row.set, []).append(255 * math.sqrt(max(0.5 * row.a + row.b, 0.0)))
+    return {
+        "drawn": [255 * math.sqrt(max(0.5 * law.slope + law.offset, 0.0)) for law in laws],
+        "drawn_lag1": [correlations(law.kernel)[:2] for law in laws],
+        "rician_share": float(np.mean([law.rician for law in laws])),
+        "observed": observed,
+    }
+
+
+def curves_section(out: Path) -> dict[str, Any]:
+    """Training curves, thinned out: stage -> quantity -> log -> [[step, value], ...]."""
+    found: dict[str, Any] = {}
+    for stage in STAGES:
+        for path in sorted((out / stage).rglob("log.csv")):
+            name = path.parent.relative_to(out / stage).as_posix()
+            with path.open(newline="") as stream:
+                for row in csv.DictReader(stream):
+                    if row["key"] != "seconds":
+                        quantity = found.setdefault(stage, {}).setdefault(row["key"], {})
+                        label = stage if name == "." else name
+                        quantity.setdefault(label, []).append([int(row["step"]), float(row["value"])])
+    for stage in found.values():
+        for quantity in stage.values():
+            for label, rows in quantity.items():
+                kept = np.unique(np.linspace(0, len(rows) - 1, CURVE_POINTS).round().astype(int))
+                quantity[label] = [rows[i] for i in kept]
+    return found
+
+
+def write_html(path: Path, report: dict[str, Any], restored: dict[str, list[Restored]], config: ReportConfig) -> None:
+    """One file that needs nothing else: styles, plots and pictures lie in it."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    text = template.render(report=report, figures=figures(report), panels=panels(restored, config.panels))
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def figures(report: dict[str, Any]) -> dict[str, Any]:
+    """Every plot, as markup."""
+    from markupsafe import Markup
+
+    from training.report import figure
+
+    sets, noise, people = report["sets"], report["noise"], report["population"]
+    data = report["data"]["sets"]
+    lags = {name: record["lag1"] for name, record in data.items()}
+    maps = {
+        name: figure.correlation_maps(
+            name, {"noise": data[name]["correlation"], **{k: row["correlation"][k] for k in ("removed", "left")}}
+        )
+        for name, row in sets.items()
+    }
+    found = {
+        "level": {name: figure.level_function(name, row["level_points"], noise.get(name, {}).get("laws", []))
+                  for name, row in sets.items()},
+        "spectra": figure.power_spectra({name: record["correlation"] for name, record in data.items()}),
+        "population": figure.population(people["observed"], people["drawn"], lags, people["drawn_lag1"]),
+        "training": {stage: figure.training_curves(curves) for stage, curves in report["curves"].items()},
+        "correlation": maps,
+        "gains": figure.gains(report["acceptance"]["scores"]) if report["acceptance"]["scores"] else "",
+    }  # fmt: skip
+    return {
+        key: {k: Markup(v) for k, v in value.items()} if isinstance(value, dict) else Markup(value)
+        for key, value in found.items()
+    }
+
+
+def panels(restored: dict[str, list[Restored]], count: int) -> dict[str, list[dict[str, Any]]]:
+    """The pictures of every set: as they came, after stage 1, restored, and what was removed."""
+    from training.report.picture import png, residual_window, window
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, images in restored.items():
+        for image in images[:count]:
+            low, high = window(image.noisy)
+            shown = [("before", png(image.noisy, low, high))]
+            if image.preliminary is not None:
+                shown.append(("after stage 1", png(image.preliminary, low, high)))
+            shown.append(("after", png(image.restored, low, high)))
+            shown.append(("removed, amplified", png(image.residual, *residual_window(image.residual))))
+            split = "held back" if image.record.split == "test" else "used in training"
+            found.setdefault(name, []).append({"id": image.record.id, "split": split, "images": shown})
+    return found
+
+
+def read_report(out: Path) -> dict[str, Any]:
+    """`report/report.json` of a run. Raises ValueError where there is none."""
+    path = out / "report" / JSON
+    if not path.exists():
+        raise ValueError(f"{out} has no report; run the stage report first")
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return report
