@@ -29,6 +29,7 @@ TRAINING = {
     "train": "train a network on folders of images",
     "evaluate": "score a bundle beside classical methods",
     "export": "make a bundle of a trained run",
+    "networks": "list all networks with their sizes beside the published ones",
 }
 MODULES = {"evaluate": "evaluation.command"}  # of `training`; else the command's own name
 
