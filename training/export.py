@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,10 +230,24 @@ def geometry(config: TrainConfig, graph: Graph) -> dict[str, Any]:
     return {"multiple": multiple, "halo": halo, "tiles": [(side, side) for side in config.tiles]}
 
 
-def export(run: Path, repository: Path, version: str, scores: dict[str, Any]) -> Path:
-    """Exports, proves and writes `<repository>/<name>/<version>`; returns that folder."""
+def export(
+    run: Path,
+    repository: Path,
+    version: str,
+    scores: dict[str, Any],
+    *,
+    name: str | None = None,
+    provenance: dict[str, Any] | None = None,
+    attached: Sequence[Path] = (),
+) -> Path:
+    """Exports, proves and writes `<repository>/<name>/<version>`; returns that folder.
+
+    The name is the configuration's own, the provenance the run's record, unless given; `attached` files are copied
+    into the bundle.
+    """
     record = json.loads((run / RUN).read_text(encoding="utf-8"))
     config = build(TrainConfig, record["config"], RUN)
+    config = dataclasses.replace(config, name=name or config.name)
     target = repository / config.name / version
     if target.exists():
         raise ValueError(f"{config.name}@{version} exists already; versions are never overwritten")
@@ -246,8 +262,11 @@ def export(run: Path, repository: Path, version: str, scores: dict[str, Any]) ->
                 file = staged / f"{graph.name}.{suffix}"
                 write(graph, file)
                 parities[format] = max(parities.get(format, 0.0), parity(graph, format, file))
+            shutil.copyfile(run / graph.name / WEIGHTS, staged / f"{graph.name}.pt")  # what training can go on from
         write_golden(graphs, staged / GOLDEN)
-        write_manifest(staged, make_manifest(config, version, graphs, staged, parities, record, scores))
+        for file in attached:
+            shutil.copyfile(file, staged / file.name)
+        write_manifest(staged, make_manifest(config, version, graphs, staged, parities, provenance or record, scores))
         read_bundle(staged)
         shutil.move(staged, target)
     return target
