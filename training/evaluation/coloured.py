@@ -28,6 +28,8 @@ def coloured_table(
 ) -> Table:
     """Per set, kernel and level: PSNR and SSIM of all methods; mean relative error of the level in percent.
 
+    `lags` are the noise's correlations one row down, one column across, two rows, two columns.
+
     `specialists` are by kernel, each trained on exactly that colour; a restorer's distance to its
     specialist is `NAME behind` in dB.
     """
@@ -67,7 +69,7 @@ def coloured_row(
     key: tuple[str, str, float], scores: Found, restorers: Iterable[str], kernels: Mapping[str, Kernel]
 ) -> Row:
     row: Row = dict(zip(("set", "noise", "sigma"), key, strict=True))
-    row |= {"lag 1 down, across": [round(r, 3) for r in correlations(kernels[key[1]])[:2]]}
+    row["lags"] = [round(value, 3) for value in correlations(kernels[key[1]])]  # 1 and 2, down and across
     row["images"] = len(scores["noisy"])
     means = {method: mean(values) for method, values in scores.items()}
     row |= {method: value if len(value) == 2 else value[0] for method, value in means.items()}

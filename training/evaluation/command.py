@@ -8,11 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from training.evaluation import denoise, estimate, level
+from training.data.noise import Kernel
+from training.evaluation import ablation, coloured, denoise, estimate, level, pair, real
 from training.evaluation.case import degrade_all, white
 from training.evaluation.image import SETS, HeldBack, read_group
+from training.evaluation.kernel import measure_kernels
 from training.evaluation.score import Comparisons
 from training.evaluation.superresolution import superresolution_table
 from training.evaluation.table import Table, markdown
@@ -20,8 +23,20 @@ from training.evaluation.variant import DEFAULT, read_variants
 from training.restorer import Restorer, Service
 
 BUNDLES = Path(__file__).parents[2] / "models" / "bundles"
-LEVELS = {"denoise": denoise.LEVELS, "levels": level.LEVELS}
-GROUPS = {"levels": ["photographs"]}
+ALL, WHOLE = 1 << 20, 1 << 20  # images of a set; pixels of a side
+LEVELS = {
+    "denoise": denoise.LEVELS,
+    "ablation": ablation.LEVELS,
+    "coloured": coloured.LEVELS,
+    "levels": level.LEVELS,
+    "estimate": estimate.LEVELS,
+}
+GROUPS = {
+    "ablation": ["photographs", "medical"],
+    "coloured": ["photographs", "medical"],
+    "levels": ["photographs"],
+    "estimate": ["photographs"],
+}
 Tables = dict[str, Table]
 
 
@@ -75,10 +90,57 @@ def level_tables(options: argparse.Namespace) -> Tables:
     return {"levels": level.level_table(images, read_restorers(options), by_level, options.levels)}
 
 
+def ablation_tables(options: argparse.Namespace) -> Tables:
+    noises = ablation.noises(read_kernels(options), options.levels)
+    noises += [replace(noise, clipped=True) for noise in noises] if options.clipped else []
+    cases = degrade_all(read_images(options, *options.groups), noises)
+    found = ablation.ablation_table(cases, read_restorers(options), Comparisons(options.cache), options.ceiling)
+    return {"ablation": found}
+
+
+def coloured_tables(options: argparse.Namespace) -> Tables:
+    images, kernels = read_images(options, *options.groups), read_kernels(options)
+    specialists = read_variants(options.specialist, options.repository, options.threads)
+    if unknown := set(specialists) - set(kernels):
+        raise ValueError(f"--specialist {unknown.pop()!r}: no such kernel; there are {', '.join(kernels)}")
+    restorers, comparisons = read_restorers(options), Comparisons(options.cache)
+    return {"coloured": coloured.coloured_table(images, kernels, restorers, specialists, comparisons, options.levels)}
+
+
+def estimate_tables(options: argparse.Namespace) -> Tables:
+    images = read_images(options, *options.groups)
+    noises = estimate.noises(read_kernels(options), options.levels)
+    estimators = {name: restorer.noise_level for name, restorer in read_restorers(options).items()}
+    table = estimate.estimate_table(degrade_all(images, noises), estimators)
+    return {"estimate": table, "estimate_cost": estimate.cost_table(images[0].plane, estimators)}
+
+
+def real_tables(options: argparse.Namespace) -> Tables:
+    restorers, comparisons = read_restorers(options), Comparisons(options.cache)
+    noisy, clean = (
+        list(read_group(options.data, options.sets, group, options.images, WHOLE))
+        for group in ("really_noisy", "nearly_clean")
+    )
+    return {
+        "real": real.real_table(noisy, restorers, options.panels),
+        "nearly_clean": real.untouched_table(clean, restorers),
+        "pairs": pair.pair_table(pair.find_pairs(options.data), restorers, comparisons),
+    }
+
+
+def read_kernels(options: argparse.Namespace) -> dict[str, Kernel]:
+    """The colours of the sets that the group `coloured` names."""
+    return measure_kernels(read_group(options.data, options.sets, "coloured", ALL, WHOLE))
+
+
 COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], Tables]]] = {
     "denoise": ("white noise beside BM3D and non-local means", denoise_tables),
     "superresolve": ("super-resolution beside bicubic interpolation", superresolve_tables),
+    "ablation": ("variants side by side on known noise, blind and told", ablation_tables),
+    "coloured": ("noise of measured colours on clean images", coloured_tables),
     "levels": ("one model over many levels beside specialists", level_tables),
+    "estimate": ("noise-level estimates and what they cost", estimate_tables),
+    "real": ("really noisy images, nearly clean ones, real pairs", real_tables),
 }
 
 
@@ -94,6 +156,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parsers["denoise"].add_argument("--comparators-only", action="store_true", help="fill --cache; needs no model")
     parsers["superresolve"].add_argument("--scale", type=int, choices=[2, 4], default=2)
     add_levels(parsers)
+    parsers["ablation"].add_argument("--clipped", action="store_true", help="all noise clipped to 8 bits as well")
+    parsers["ablation"].add_argument("--ceiling", default=ablation.CEILING, help="the model that knew the noise")
+    parsers["real"].add_argument("--panels", type=Path, help="folder for before, after and removed as PNG")
     return parser.parse_args(argv)
 
 
@@ -120,9 +185,9 @@ def add_levels(parsers: Mapping[str, argparse.ArgumentParser]) -> None:
         parsers[name].add_argument("--levels", type=float, nargs="+", default=levels, help="grey levels of 255")
     for name, groups in GROUPS.items():
         parsers[name].add_argument("--groups", nargs="+", default=groups, help="groups of sets of the file --sets")
-    for name in ("levels",):
+    for name, noise in (("levels", "SIGMA"), ("coloured", "KERNEL")):
         parsers[name].add_argument(
-            "--specialist", action="append", default=[], metavar="NAME=PLACE", help="trained on that noise alone"
+            "--specialist", action="append", default=[], metavar=f"{noise}=PLACE", help="trained on that noise alone"
         )
 
 

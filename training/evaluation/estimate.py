@@ -9,13 +9,27 @@ import numpy as np
 from tqdm import tqdm
 
 from training.comparator.noise_level import ESTIMATORS
-from training.data.noise import Plane
-from training.evaluation.case import Case
+from training.data.noise import Kernel, Plane
+from training.evaluation.case import Case, Noise, coloured, poisson_gaussian, white
 from training.evaluation.table import Row, Table
 
 LEVELS = (5.0, 10.0, 15.0, 25.0, 35.0, 50.0)
+SHARES = (0.5, 0.9)  # of the variance at mid-grey that grows with the signal
 REFERENCE = "wavelet MAD"
 Estimator = Callable[[Plane], float]
+
+
+def noises(kernels: Mapping[str, Kernel], levels: Sequence[float] = LEVELS) -> list[Noise]:
+    """White and two kinds of signal-dependent noise, each clipped or not, and every colour, at every level."""
+    return [
+        noise
+        for level in levels
+        for noise in (
+            *(white(level, clipped) for clipped in (False, True)),
+            *(poisson_gaussian(level, share, clipped) for share in SHARES for clipped in (False, True)),
+            *(coloured(level, name, kernel) for name, kernel in kernels.items()),
+        )
+    ]
 
 
 def estimate_table(cases: Iterable[Case], estimators: Mapping[str, Estimator]) -> Table:

@@ -26,13 +26,17 @@ def show(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, list):
-        return f"{value[0]:.2f} / {value[1]:.3f}" if len(value) == 2 else " ".join(show(item) for item in value)
+        return f"{value[0]:.2f} / {value[1]:.3f}" if len(value) == 2 else " ".join(f"{item:.2f}" for item in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def markdown(rows: Table) -> str:
-    """Rows as a Markdown table."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    """Rows as a Markdown table; what is a table of its own (a dictionary) is for JSON alone."""
+    columns = [key for key in dict.fromkeys(key for row in rows for key in row) if not holds_table(rows, key)]
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     lines += ["| " + " | ".join(show(row.get(column)) for column in columns) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def holds_table(rows: Table, column: str) -> bool:
+    return any(isinstance(row.get(column), dict) for row in rows)

@@ -146,7 +146,7 @@ def test_coloured_table_has_levels_and_specialists(quick: list[tuple[str, float]
     image = held_back()
     restorers, specialists = {"A": Oracle(image.plane, 0.02)}, {"cross": Oracle(image.plane, 0.01)}
     (row,) = coloured_table([image], {"cross": CROSS}, restorers, specialists, Comparisons(), levels=[15.0])
-    assert row["lag 1 down, across"] == [0.5, 0.5]
+    assert row["lags"] == [0.5, 0.5, 0.125, 0.125]
     assert row["A level error %"] < 5 < row["wavelet MAD level error %"]
     assert row["A behind"] == pytest.approx(6.02, abs=0.05)
     assert quick[0] == ("BM3D", pytest.approx(15 / 255))
