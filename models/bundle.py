@@ -1,8 +1,9 @@
 """The model bundle: the only contract between training and the service.
 
 A repository is a folder of `<name>/<version>/`, each with a `manifest.json`, graphs as `*.onnx` and
-`*.ts`, and `golden.npz` (one input and its output). The manifest lists every file with its SHA-256,
-so the digest of the manifest identifies the model to the last bit.
+`*.ts`, its weights as `*.pt` where training may go on from them, and `golden.npz` (one input and its
+output). The manifest lists every file with its SHA-256, so the digest of the manifest identifies the
+model to the last bit.
 
 Who asks for a name without a version gets the promoted one, which `<name>/default.json`
 ({"version": "2"}) names, else the newest. Names that begin with a dot are for bundles on their way

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# One thread a process: tests run side by side, and threads that wait for each other cost more than they bring.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import shutil
 from pathlib import Path
 

@@ -64,6 +64,15 @@ def update_average(average: nn.Module, network: nn.Module, decay: float, step: i
     with torch.no_grad():
         for kept, new in zip(average.parameters(), network.parameters(), strict=True):
             kept.lerp_(new.to(kept), rate)
+        for kept, new in zip(average.buffers(), network.buffers(), strict=True):
+            kept.copy_(new)
+
+
+def anneal(network: nn.Module, progress: float) -> None:
+    """Tells every module that cools down as it trains (dynamic convolution) how far the run is, 0 to 1."""
+    for module in network.modules():
+        if callable(cool := getattr(module, "anneal", None)):
+            cool(progress)
 
 
 class Log:
@@ -187,6 +196,7 @@ def train_step(run: Run, objective: Objective, batch: Batch) -> Tensor:
     """One update of the weights and of their average; returns this process's loss."""
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(run.fit, run.step) * group["share"]
+    anneal(run.network, run.step / run.fit.steps)
     loss = objective.loss(run.wrapped, batch)
     if not torch.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss.item()} at step {run.step}; lower the learning rate")

@@ -11,14 +11,15 @@ def charbonnier(output: Tensor, target: Tensor, epsilon: float = 1e-3) -> Tensor
     return torch.sqrt((output - target) ** 2 + epsilon**2).mean()
 
 
-def noise_weighted_l1(output: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
-    """L1 per sample, divided by the square root of its noise level sigma (B,).
+def noise_weighted_l1(output: Tensor, target: Tensor, sigma: Tensor, weight: Tensor | None = None) -> Tensor:
+    """L1 per sample, divided by the square root of its noise level sigma (B,), times its weight (B,) if given.
 
     Plain L1 lets the noisiest samples decide everything; division by sigma itself would spend the
     network on levels where nothing can be gained. The root lies between.
     """
     error = (output - target).abs().mean(dim=(1, 2, 3))
-    return (error / torch.sqrt(sigma + 2 / 255)).mean()
+    scaled = error / torch.sqrt(sigma + 2 / 255)
+    return (scaled if weight is None else scaled * weight).mean()
 
 
 def log_level_error(estimated: Tensor, true: Tensor, negligible: float = 1 / 255) -> Tensor:

@@ -48,8 +48,8 @@ def denoising(planes: Sequence[Plane], side: int = 192) -> Objective:
 
     def loss(network: nn.Module, batch: Batch) -> Tensor:
         restored, _ = network(batch["image"], batch["told"], torch.ones_like(batch["told"][:, 0]))
-        sigma = torch.sqrt(batch["parameters"][:, 0] * 0.5 + batch["parameters"][:, 1])
-        return noise_weighted_l1(restored.float(), batch["clean"], sigma)
+        sigma = torch.sqrt((batch["parameters"][:, 0] * 0.5 + batch["parameters"][:, 1]).clamp(min=0))
+        return noise_weighted_l1(restored.float(), batch["clean"], sigma, batch.get("weight"))
 
     @torch.no_grad()
     def validate(network: nn.Module) -> dict[str, float]:

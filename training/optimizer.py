@@ -22,11 +22,14 @@ ADAM_SHARE = 0.5  # AdamW's learning rate, relative to Muon's
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """The nearest matrix (m, n) with singular values of about 1 (0.7 to 1.2), by Newton-Schulz iteration."""
+    """The nearest matrix (m, n) with singular values of about 1 (0.7 to 1.2), by Newton-Schulz iteration.
+
+    In float32: bfloat16, as published, would turn the last bit of a gradient into the third digit of a step, and two
+    processes would part from one.
+    """
     a, b, c = COEFFICIENTS
-    x = matrix.bfloat16()
-    tall = x.shape[0] > x.shape[1]
-    x = (x.T if tall else x) / (matrix.norm() + 1e-7)
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if tall else matrix).float() / (matrix.float().norm() + 1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import platform
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from models.networks.denoiser import Denoiser
 from models.networks.registry import build_network
@@ -23,6 +26,7 @@ from training.data.noise import Plane
 from training.data.pair import NoisyPairs, Pairs, ReducedPairs
 from training.data.source import Source, data_list
 from training.loop import Objective, fit_network
+from training.machine import Machine
 from training.objective import denoising, noise_estimation, superresolution
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -73,39 +77,82 @@ def commit() -> str:
 def train(options: argparse.Namespace, config: TrainConfig, graphs: list[str]) -> None:
     """Trains graphs of the bundle; each leaves `weights.pt` in its folder, and the run `run.json`, in `options.out`."""
     code = commit()  # now, because the working tree may move on while the run lasts
+    machine = Machine(options.accelerator, options.devices, options.nodes, options.threads, options.workers)
     sources = [Source(source, options.data) for source in config.sources]
     planes = validation_planes(config, options.data)
     for graph in graphs:
-        fit = config.fits[graph]
-        fabric = Fabric(
-            accelerator=options.accelerator,
-            devices=options.devices,
-            num_nodes=options.nodes,
-            precision=fit.precision,  # type: ignore[arg-type]
-        )
-        fabric.launch()
-        network = fit_network(
-            build_graph(config, graph, fit),
-            build_pairs(config, graph, fit, CropMixture(sources)),
+        task = Task(
+            config,
+            graph,
+            build_graph(config, graph, config.fits[graph]),
+            build_pairs(config, graph, config.fits[graph], CropMixture(sources)),
             build_objective(config, graph, planes),
-            fit,
-            options.out / graph,
             config.digest(graph),
-            fabric=fabric,
-            checkpoint_every=config.checkpoint_every,
-            validate_every=config.validate_every,
-            workers=options.workers,
         )
+        fabric = fit_graph(task, options.out, machine)
         if fabric.is_global_zero:
-            torch.save(network.state_dict(), options.out / graph / WEIGHTS)
-            write_run(options.out, config, code, data_list(sources, options.data), fabric)
+            write_run(options.out, config, code, data_list(sources, options.data), fabric, {graph: task.digest})
 
 
-def write_run(out: Path, config: TrainConfig, code: str, data: list[dict[str, str]], fabric: Fabric) -> None:
-    """Records what made the weights: configuration, data, code, machine, time."""
-    seconds = {}
-    for graph in config.fits:
-        if (out / graph).exists() and (state := load_checkpoint(out / graph, config.digest(graph))):
+@dataclass(frozen=True)
+class Task:
+    """One graph to be trained."""
+
+    config: TrainConfig
+    graph: str
+    network: nn.Module  # as it starts
+    pairs: Dataset[dict[str, Tensor]]
+    objective: Objective
+    digest: str  # of everything that decides the weights
+
+
+def fit_graph(task: Task, out: Path, machine: Machine) -> Fabric:
+    """Trains a graph, or goes on with it, and leaves `weights.pt` in its folder below `out`."""
+    fit = task.config.fits[task.graph]
+    fabric = Fabric(
+        accelerator=machine.accelerator,
+        devices=machine.devices,
+        num_nodes=machine.nodes,
+        precision=fit.precision,  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    network = fit_network(
+        task.network,
+        task.pairs,
+        task.objective,
+        fit,
+        out / task.graph,
+        task.digest,
+        fabric=fabric,
+        checkpoint_every=task.config.checkpoint_every,
+        validate_every=task.config.validate_every,
+        workers=machine.workers,
+    )
+    if fabric.is_global_zero:
+        save_weights(network, out / task.graph / WEIGHTS)
+    return fabric
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Writes a state dict under a temporary name first, so that a kill leaves no half file."""
+    partial = path.with_name(path.name + ".part")
+    torch.save(network.state_dict(), partial)
+    os.replace(partial, path)
+
+
+def write_run(
+    out: Path,
+    config: TrainConfig,
+    code: str,
+    data: list[dict[str, str]],
+    fabric: Fabric,
+    digests: dict[str, str],
+) -> None:
+    """Records what made the weights: configuration, data, code, machine, seconds of each graph of `digests`."""
+    before = json.loads((out / RUN).read_text(encoding="utf-8")) if (out / RUN).exists() else {}
+    seconds = dict(before.get("seconds", {}))
+    for graph, digest in digests.items():
+        if state := load_checkpoint(out / graph, digest):
             seconds[graph] = round(state["seconds"])
     record = {
         "config": dataclasses.asdict(config),

@@ -62,9 +62,10 @@ def area_reduce(plane: Plane, factor: int) -> Plane:
 class Source:
     """The images of one `SourceConfig`."""
 
-    def __init__(self, config: SourceConfig, data: Path) -> None:
+    def __init__(self, config: SourceConfig, data: Path, paths: list[Path] | None = None) -> None:
+        """All images that the configuration names, or only `paths` of them."""
         self.config = config
-        self.paths = list_images(data / config.folder, config.include, config.exclude)
+        self.paths = list_images(data / config.folder, config.include, config.exclude) if paths is None else paths
         if not self.paths:
             raise FileNotFoundError(f"source {config.name}: no image in {config.folder} matches {config.include!r}")
         self.planes = [read_plane(path) for path in self.paths]

@@ -1,0 +1,89 @@
+"""The two streams of stage 3: real noisy images with their preliminary answer (S1), and clean ones made noisy (S2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from training.data.crop import random_crop
+from training.data.noise import NoiseLaw, Plane, Population
+from training.data.pair import NoisyPairs
+from training.seeds import sample_generator
+
+STREAM_SEED = 7_000_003  # apart from the seeds of the pairs themselves
+LAST_PART = 0.8  # of the steps, after which the real stream counts less
+
+
+@dataclass(frozen=True)
+class RealPair:
+    """A noisy plane (H, W), what stage 1 made of it, and the parameters (7,) of its noise."""
+
+    noisy: Plane
+    restored: Plane
+    parameters: Plane
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Two populations: the learned one, and a broad one that keeps other levels and colours known."""
+
+    learned: Population
+    broad: Population
+    learned_share: float
+
+    def draw(self, rng: np.random.Generator) -> NoiseLaw:
+        return (self.learned if rng.random() < self.learned_share else self.broad).draw(rng)
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """How the streams are mixed (the published ratio is 1 to 7, with weights of 0.1 and 1; Wu et al., 2020)."""
+
+    real_share: float = 0.125  # of the samples; 0: S2 alone, 1: S1 alone
+    real_weight: float = 0.1  # of a real sample's loss, beside 1
+    last_real_weight: float = 0.02  # in the last fifth of the steps: stage 1's blur must not be learned
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.real_share <= 1 or self.real_weight <= 0 or self.last_real_weight < 0:
+            raise ValueError("streams: 0 <= real_share <= 1, real_weight > 0 and last_real_weight >= 0 are needed")
+
+
+@dataclass(eq=False)
+class Streams(Dataset[dict[str, Tensor]]):
+    """S1 and S2 in one dataset; sample n depends on (seed, n) alone."""
+
+    synthetic: NoisyPairs
+    real: list[RealPair]
+    config: StreamConfig
+
+    def __len__(self) -> int:
+        return len(self.synthetic)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        step, index = divmod(number, self.synthetic.batch)
+        rng = sample_generator(self.synthetic.seed + STREAM_SEED, step, index)
+        if rng.random() >= self.config.real_share:
+            return self.synthetic[number] | {"weight": torch.tensor(1.0)}
+        late = step >= LAST_PART * self.synthetic.steps
+        # Alone, S1 is the whole of the loss, and its weight is no more than a factor.
+        weight = self.config.last_real_weight if late and self.config.real_share < 1 else self.config.real_weight
+        return self.real_sample(rng) | {"weight": torch.tensor(weight, dtype=torch.float32)}
+
+    def real_sample(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        """A crop of a noisy image, its preliminary answer as the target."""
+        pair = self.real[int(rng.integers(len(self.real)))]
+        side, state = self.synthetic.config.crop, rng.bit_generator.state
+        noisy = random_crop(pair.noisy, side, rng)
+        rng.bit_generator.state = state  # the same place and orientation again
+        restored = random_crop(pair.restored, side, rng)
+        parameters = torch.from_numpy(pair.parameters)
+        return {
+            "image": torch.from_numpy(noisy)[None],
+            "clean": torch.from_numpy(restored)[None],
+            "parameters": parameters,
+            "told": parameters,
+        }

@@ -1,0 +1,200 @@
+"""Stage 3: the denoiser that is served, and its noise estimator.
+
+Learns from two streams at once (Wu et al., D-BSN, 2020): S1, the real noisy images with the answer of
+stage 1, and S2, clean photographs with noise drawn from the learned population. It is told level and colour of the
+noise, so one network serves them all; a share of S2's noise is of a broad population, beyond what was observed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.bundle import find_bundle, sha256_of
+from models.networks.noise_level import FLOOR
+from training.config import Fit, TrainConfig
+from training.data.crop import CropMixture
+from training.data.noise import LAGS, NoisePopulation, Plane
+from training.data.pair import NoisyPairs, PairConfig
+from training.data.source import Source, SourceConfig
+from training.data.stream import Mixture, RealPair, StreamConfig, Streams
+from training.machine import Machine
+from training.noise.population import read_population
+from training.objective import denoising, noise_estimation
+from training.pipeline.record import AUDIT, PRELIMINARY_IMAGES, TABLE, Audit, read_audit, read_plane, read_table
+from training.train import Task, build_graph, commit, fit_graph, write_run
+
+FOLDER = "profound"
+POPULATION = Path("synthesis", "population.json")
+VALIDATION_IMAGES = 16
+SHIPPED = Path(__file__).parents[2] / "models" / "bundles"
+
+
+def default_restore() -> Fit:
+    return Fit(network="ssformer", options={"size": "fast"}, pairs=PairConfig(crop=128, clip_share=0.2))
+
+
+def default_estimate() -> Fit:
+    options = {"channels": 48, "depth": 4}
+    pairs = PairConfig(crop=160, clip_share=0.3)
+    return Fit(network="noise-level", options=options, batch=8, precision="32-true", pairs=pairs)
+
+
+@dataclass(frozen=True)
+class ProfoundConfig:
+    """Everything that decides what stage 3 produces, its seed apart."""
+
+    name: str = "denoise"  # of the bundle
+    summary: str = "Denoiser for the noise that was learned from a set of images"
+    restore: Fit = field(default_factory=default_restore)
+    estimate: Fit = field(default_factory=default_estimate)
+    streams: StreamConfig = field(default_factory=StreamConfig)
+    learned_share: float = 0.6  # of S2's noise; the rest is of the broad population
+    broad: NoisePopulation = field(default_factory=lambda: NoisePopulation(coloured_share=0.35, log_share=0.35))
+    start: str = ""  # a bundle (its folder, or NAME@VERSION among the shipped ones) to go on from; "": from scratch
+    reduce_share: float = 0.2  # of the clean crops, taken from images made half as large
+    tiles: tuple[int, ...] = (256, 512, 1024)
+    checkpoint_every: int = 250
+    validate_every: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.learned_share <= 1 or not 0 <= self.reduce_share <= 1:
+            raise ValueError("profound: learned_share and reduce_share must lie between 0 and 1")
+
+    def train_config(self, seed: int) -> TrainConfig:
+        """The same as the trainer and the export know it."""
+        clean = SourceConfig(
+            name="clean", folder="audit/clean", include="*.npy", reduce=2, reduce_share=self.reduce_share
+        )
+        return TrainConfig(
+            name=self.name,
+            task="denoise",
+            summary=self.summary,
+            restore=self.restore,
+            estimate=self.estimate,
+            seed=seed,
+            sources=(clean,),
+            noise=self.broad,
+            tiles=self.tiles,
+            checkpoint_every=self.checkpoint_every,
+            validate_every=self.validate_every,
+        )
+
+
+def run(
+    out: Path,
+    config: ProfoundConfig,
+    *,
+    seed: int,
+    accelerator: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    threads: int = 0,
+    workers: int = 1,
+) -> None:
+    """Trains both graphs into `out/profound`, or goes on where the last checkpoint left them.
+
+    Reads `audit`, `preliminary` and `synthesis` of the run. Raises ValueError where nothing is there to learn from.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    code = commit()
+    machine = Machine(accelerator, devices, nodes, threads, workers)
+    audit, train_config = read_audit(out), config.train_config(seed)
+    digests = {graph: digest(out, config, train_config, graph) for graph in train_config.fits}
+    planes = [read_plane(out, image.file) for image in audit.clean if image.split == "test"][:VALIDATION_IMAGES]
+    for graph, fit in train_config.fits.items():
+        network = begin(config, build_graph(train_config, graph, fit), graph)
+        pairs = streams(out, config, audit, train_config, graph)
+        objective = (denoising if graph == "restore" else noise_estimation)(planes)
+        if not planes:
+            objective = dataclasses.replace(objective, validate=lambda network: {})
+        task = Task(train_config, graph, network, pairs, objective, digests[graph])
+        fabric = fit_graph(task, out / FOLDER, machine)
+        if fabric.is_global_zero:
+            write_run(out / FOLDER, train_config, code, data_list(audit), fabric, {graph: digests[graph]})
+
+
+def digest(out: Path, config: ProfoundConfig, train_config: TrainConfig, graph: str) -> str:
+    """SHA-256 of what decides one graph's weights, the files of the earlier stages included."""
+    inputs = [sha256_of(out / file) for file in (AUDIT, TABLE, POPULATION)]
+    start = start_bundle(config).digest if config.start else ""
+    mixing = [dataclasses.asdict(config.streams), config.learned_share]
+    text = json.dumps([train_config.digest(graph), mixing, start, inputs], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def streams(out: Path, config: ProfoundConfig, audit: Audit, train_config: TrainConfig, graph: str) -> Any:
+    """The samples of one graph: both streams for `restore`; the estimator learns from S2, where the truth is known."""
+    fit = train_config.fits[graph]
+    clean = [out / image.file for image in audit.clean if image.split == "train"]
+    if not clean:
+        raise ValueError("no clean training image; add photographs to the clean folder")
+    crops = CropMixture([Source(train_config.sources[0], out, clean)])
+    noise = Mixture(read_population(out / POPULATION), config.broad, config.learned_share)
+    seed = train_config.seed * 2 + (graph == "estimate")
+    misjudged = 0.0 if graph == "estimate" else 0.1
+    pairs = NoisyPairs(crops, fit.pairs, seed, fit.batch, fit.steps, noise, misjudged)
+    if graph == "estimate" or config.streams.real_share == 0:
+        return pairs
+    return Streams(pairs, real_pairs(out, audit), config.streams)
+
+
+def real_pairs(out: Path, audit: Audit) -> list[RealPair]:
+    """S1: the noisy training images, what stage 1 made of them, and what it found their noise to be."""
+    rows = {row.id: row for row in read_table(out)}
+    pairs = []
+    for image in audit.noisy("train"):
+        row = rows[image.id]
+        colour = centre_lags(np.array(audit.sets[image.set].correlation))
+        parameters = np.array([row.a, row.b, FLOOR * row.level**2, *colour], dtype=np.float32)
+        restored = read_plane(out, str(PRELIMINARY_IMAGES / f"{image.id}.npy"))
+        pairs.append(RealPair(read_plane(out, image.file), restored, parameters))
+    return pairs
+
+
+def centre_lags(correlation: Plane) -> list[float]:
+    """The correlations that a network is told, from those at all lags (K, K), 1 in the middle."""
+    middle = correlation.shape[0] // 2
+    reach = correlation.shape[0] - middle
+    return [float(correlation[middle + d, middle + a]) if max(d, a) < reach else 0.0 for d, a in LAGS]
+
+
+def start_bundle(config: ProfoundConfig) -> Any:
+    """The verified bundle to go on from."""
+    folder = Path(config.start)
+    if (folder / "manifest.json").is_file():
+        return find_bundle(folder.resolve().parents[1], f"{folder.resolve().parent.name}@{folder.resolve().name}")
+    return find_bundle(SHIPPED, config.start)
+
+
+def begin(config: ProfoundConfig, network: nn.Module, graph: str) -> nn.Module:
+    """The network as training starts: seeded at random, or with the weights of the bundle to go on from.
+
+    Raises ValueError where that bundle holds no weights, or those of another network.
+    """
+    if not config.start:
+        return network
+    bundle = start_bundle(config)
+    path = bundle.folder / f"{graph}.pt"
+    if path.name not in bundle.manifest.files:
+        raise ValueError(f"{bundle.reference} holds no weights to go on from; leave start empty to begin from scratch")
+    try:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except RuntimeError as error:
+        raise ValueError(f"{bundle.reference} is of another network or size than profound.{graph}") from error
+    return network
+
+
+def data_list(audit: Audit) -> list[dict[str, str]]:
+    """What was trained on, as hashes: a bundle that leaves the hospital names none of its files."""
+    noisy = [{"file": image.id, "sha256": image.sha256} for image in audit.noisy("train")]
+    return noisy + [{"file": image.id, "sha256": image.sha256} for image in audit.clean if image.split == "train"]
