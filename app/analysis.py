@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from app.noise import Array, NoiseFunction, Runner, estimate, rms
+from app.noise import (
+    Array,
+    NoiseFunction,
+    Runner,
+    colour_of,
+    estimate,
+    pooled,
+    rms,
+    tells_colour,
+    was_trained_on,
+    was_trained_on_colour,
+)
 from app.pipeline import frame_of, measured
 from models.bundle import Bundle, Manifest
 from models.errors import OptionError
 from models.imaging.correlation import NoiseCorrelation, pooled_correlation
 from models.imaging.image import Image
 from models.imaging.values import to_unit
-
-CORRELATION_TOLERANCE = 0.1  # the measurement's own spread, and what a blind spot network stands
 
 
 @dataclass(frozen=True)
@@ -24,7 +34,7 @@ class FrameReport:
 
     level: float
     function: NoiseFunction
-    correlation: NoiseCorrelation | None  # None where no flat patch with noise was found
+    correlation: NoiseCorrelation | None  # None where there is no noise to tell it by
     level_in_range: bool
     correlation_in_range: bool | None
 
@@ -41,22 +51,30 @@ class NoiseReport:
 async def analyse(image: Image, bundle: Bundle, run: Runner) -> NoiseReport:
     """Measures the noise of every frame with a denoising bundle's estimator, which `run` runs.
 
-    Raises OptionError for a bundle of another task, and whatever `run` raises.
+    The correlation is the estimator's too where it gives one, else measured on flat patches. Raises
+    OptionError for a bundle of another task, and whatever `run` raises.
     """
     if bundle.manifest.task != "denoise":
         raise OptionError(f"{bundle.reference} does not denoise, so it estimates no noise")
-    levels, functions, correlations = [], [], []
-    for index in range(image.frames):
-        frame = frame_of(image, index)
-        planes = (await asyncio.to_thread(to_unit, frame))[0]
-        function = NoiseFunction.of(await estimate(planes, run, measured(frame)), bundle.manifest)
-        levels.append(await asyncio.to_thread(function.level, planes, measured(frame)))
-        functions.append(function)
-        correlations.append(await asyncio.to_thread(_correlate, planes, frame))
-    made = zip(levels, functions, correlations, strict=True)
-    frames = [_report(*facts, image, bundle.manifest) for facts in made]
-    whole = _report(rms(np.array(levels)), _mean(functions), _pool(correlations), image, bundle.manifest)
+    found = [await _measure(frame_of(image, index), bundle.manifest, run) for index in range(image.frames)]
+    frames = [_report(*facts, image, bundle.manifest) for facts in found]
+    levels, functions, correlations = zip(*found, strict=True)
+    pool = pooled(correlations, [_weight(c, level) for level, _, c in found])
+    whole = _report(rms(np.array(levels)), _mean(functions), pool, image, bundle.manifest)
     return NoiseReport(image.values.unit, whole, frames)
+
+
+async def _measure(
+    frame: Image, manifest: Manifest, run: Runner
+) -> tuple[float, NoiseFunction, NoiseCorrelation | None]:
+    """Level, function and correlation of one frame, on the unit scale."""
+    planes = (await asyncio.to_thread(to_unit, frame))[0]
+    parameters = await estimate(planes, run, measured(frame))
+    function = NoiseFunction.of(parameters, manifest)
+    level = await asyncio.to_thread(function.level, planes, measured(frame))
+    if tells_colour(manifest):
+        return level, function, colour_of(parameters, manifest) if level else None
+    return level, function, await asyncio.to_thread(_correlate, planes, frame)
 
 
 def _correlate(planes: Array, frame: Image) -> NoiseCorrelation | None:
@@ -64,37 +82,24 @@ def _correlate(planes: Array, frame: Image) -> NoiseCorrelation | None:
     return pooled_correlation(list(planes), masks)
 
 
-def _mean(functions: list[NoiseFunction]) -> NoiseFunction:
+def _weight(correlation: NoiseCorrelation | None, level: float) -> float:
+    """Of a frame among others: the patches that were measured, or the power of the noise that was estimated."""
+    return float(correlation.patches or level**2) if correlation else 0.0
+
+
+def _mean(functions: Sequence[NoiseFunction]) -> NoiseFunction:
     values = np.mean([[f.slope, f.offset, f.floor] for f in functions], axis=0)
     return NoiseFunction(*values.tolist())
-
-
-def _pool(correlations: list[NoiseCorrelation | None]) -> NoiseCorrelation | None:
-    """Mean over frames, each by the number of patches it rests on."""
-    found = [c for c in correlations if c is not None]
-    if not found:
-        return None
-    patches = [c.patches for c in found]
-    x1, x2, y1, y2 = np.average([[c.x1, c.x2, c.y1, c.y2] for c in found], axis=0, weights=patches).tolist()
-    return NoiseCorrelation(x1, x2, y1, y2, sum(patches))
 
 
 def _report(
     level: float, function: NoiseFunction, correlation: NoiseCorrelation | None, image: Image, manifest: Manifest
 ) -> FrameReport:
     """One frame's report from figures on the unit scale."""
-    low, high = manifest.trained_sigma
     return FrameReport(
         level * image.values.real_per_unit,
         function.in_real_units(image.values),
         correlation,
-        low <= level <= high,
-        None if correlation is None else _known(correlation, manifest),
-    )
-
-
-def _known(correlation: NoiseCorrelation, manifest: Manifest) -> bool:
-    low, high = manifest.trained_correlation
-    return all(
-        low - CORRELATION_TOLERANCE <= lag <= high + CORRELATION_TOLERANCE for lag in (correlation.x1, correlation.y1)
+        was_trained_on(level, manifest),
+        None if correlation is None else was_trained_on_colour(correlation, manifest),
     )

@@ -165,6 +165,12 @@ def describe(result: Restoration) -> str:
     parts = [f"{how.model}@{how.version} by {how.backend} {how.precision}"]
     if evidence.noise_before is not None and evidence.noise_after is not None:
         parts.append(f"noise {evidence.noise_before:.3g} -> {evidence.noise_after:.3g} {evidence.unit}")
+    if evidence.noise_correlation is not None:
+        parts.append(f"correlated {evidence.noise_correlation.x1:.2f} across {evidence.noise_correlation.y1:.2f} down")
+    if evidence.removed_rms is not None:
+        parts.append(f"removed {evidence.removed_rms:.3g} {evidence.unit}")
+    if evidence.in_trained_range is False:
+        parts.append("unlike the noise that the model was trained on")
     if evidence.clipped:
         parts.append(f"{evidence.clipped} samples clipped")
     if result.image.lossy:

@@ -1,4 +1,4 @@
-"""The noise of one frame as a function of its signal, and the call that estimates it."""
+"""The noise of one frame: its level as a function of the signal, its correlation, and the call that estimates both."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import numpy as np
 
 from models.bundle import Manifest
 from models.errors import BundleInvalid
+from models.imaging.correlation import NoiseCorrelation
 from models.imaging.image import ValueMap
 
 Array = np.ndarray[Any, Any]
 NAMES = ("variance_slope", "variance_offset", "variance_floor")
+COLOUR = ("correlation_across_1", "correlation_across_2", "correlation_down_1", "correlation_down_2")
+CORRELATION_TOLERANCE = 0.1  # an estimate's own spread, and what a blind spot network stands
 WHOLE_FRAME_PIXELS = 16 * 1024**2  # a larger frame is estimated from blocks, which bounds the memory
 BLOCK = 512
 BLOCKS_PER_AXIS = 8  # 8 x 8 blocks of 512 x 512 hold as many pixels as the largest whole frame
@@ -62,6 +65,57 @@ class NoiseFunction:
         gain = values.slope / values.scale  # signed: real = (unit - offset) * gain + intercept
         at_zero = self.offset + self.slope * (values.offset - values.intercept / gain)
         return NoiseFunction(self.slope * gain, at_zero * gain**2, self.floor * gain**2)
+
+
+def tells_colour(manifest: Manifest) -> bool:
+    """Whether a bundle's estimator gives the noise's correlation, too."""
+    return set(COLOUR) <= set(manifest.parameters)
+
+
+def colour_of(parameters: Array, manifest: Manifest) -> NoiseCorrelation | None:
+    """The noise's correlation out of a parameter vector (P,), None where the estimator says nothing of it."""
+    named = dict(zip(manifest.parameters, np.clip(parameters, -1, 1).tolist(), strict=True))
+    return NoiseCorrelation(*(named[name] for name in COLOUR)) if tells_colour(manifest) else None
+
+
+def pooled(correlations: Sequence[NoiseCorrelation | None], weights: Sequence[float]) -> NoiseCorrelation | None:
+    """Mean over frames, each by its weight; None where no frame with a weight has one."""
+    found = [(c, weight) for c, weight in zip(correlations, weights, strict=True) if c is not None and weight > 0]
+    if not found:
+        return None
+    lags = np.average([[c.x1, c.x2, c.y1, c.y2] for c, _ in found], axis=0, weights=[weight for _, weight in found])
+    x1, x2, y1, y2 = lags.tolist()
+    return NoiseCorrelation(x1, x2, y1, y2, sum(c.patches for c, _ in found))
+
+
+def was_trained_on(level: float, manifest: Manifest) -> bool:
+    """Whether a denoiser knows noise of this level on the unit scale."""
+    low, high = manifest.trained_sigma
+    return low <= level <= high
+
+
+def was_trained_on_colour(correlation: NoiseCorrelation, manifest: Manifest) -> bool:
+    """Whether a denoiser knows noise of this lag-1 correlation."""
+    low, high = manifest.trained_correlation
+    low, high = low - CORRELATION_TOLERANCE, high + CORRELATION_TOLERANCE
+    return low <= correlation.x1 <= high and low <= correlation.y1 <= high
+
+
+def neighbour_products(values: Array, measured: Array | None = None) -> Array:
+    """Mean product (3,) of a pixel of (samples, rows, columns) with itself, its right and its lower neighbour.
+
+    `measured` (rows, columns) leaves out every pair with a pixel that is not; 0 where no pair is left.
+    """
+    mask = np.broadcast_to(True, values.shape[1:]) if measured is None else measured
+    values = values if measured is None else np.where(measured, values, 0.0)
+    pairs = [
+        (values, values, mask),
+        (values[:, :, :-1], values[:, :, 1:], mask[:, :-1] & mask[:, 1:]),
+        (values[:, :-1], values[:, 1:], mask[:-1] & mask[1:]),
+    ]
+    counts = [max(1, len(values) * np.count_nonzero(kept)) for _, _, kept in pairs]
+    sums = [np.einsum("src,src->", a, b) for a, b, _ in pairs]  # without an array of products
+    return np.asarray(np.array(sums) / np.array(counts))
 
 
 def rms(values: Array, measured: Array | None = None) -> float:

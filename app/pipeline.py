@@ -18,9 +18,25 @@ from typing import Any
 import numpy as np
 
 from app.errors import RunFailed
-from app.noise import WHOLE_FRAME_PIXELS, Array, NoiseFunction, Runner, estimate, first_equal, given, rms, together
+from app.noise import (
+    WHOLE_FRAME_PIXELS,
+    Array,
+    NoiseFunction,
+    Runner,
+    colour_of,
+    estimate,
+    first_equal,
+    given,
+    neighbour_products,
+    pooled,
+    rms,
+    together,
+    was_trained_on,
+    was_trained_on_colour,
+)
 from models.bundle import Bundle
 from models.errors import ImageTooLarge, OptionError
+from models.imaging.correlation import NoiseCorrelation
 from models.imaging.image import Derivation, Image, Limits
 from models.imaging.tiles import TilePlan, cut, merge, plan_tiles
 from models.imaging.values import from_unit, to_unit
@@ -51,8 +67,10 @@ class Evidence:
     unit: str
     noise_before: float | None = None  # RMS of the noise map that the network worked with
     noise_after: float | None = None  # RMS noise estimated on the restored frames
+    noise_correlation: NoiseCorrelation | None = None  # before, where the model's estimator tells it
     removed_rms: float | None = None
     removed_max: float | None = None
+    removed_correlation: tuple[float, float] | None = None  # of the change, with its neighbour across and down
     clipped: int = 0  # samples that had to be cut to the smallest or largest storable value
     in_trained_range: bool | None = None
 
@@ -89,7 +107,8 @@ class _Record:
     clipped: int
     before: float = 0.0
     after: float = 0.0
-    removed_rms: float = 0.0
+    colour: NoiseCorrelation | None = None
+    removed: Array = field(default_factory=lambda: np.zeros(3))  # see `neighbour_products`
     removed_max: float = 0.0
 
 
@@ -157,26 +176,30 @@ async def _denoise(
         parameters = await estimate(planes, run, mask)
         if options.sigma is not None:
             parameters = given(options.sigma / frame.values.real_per_unit, parameters, manifest)
+    colour = colour_of(parameters, manifest)
     if options.strength == 0:
         level = await asyncio.to_thread(NoiseFunction.of(parameters, manifest).level, planes, mask)
-        return frame, _Record(0, level, level)
+        return frame, _Record(0, level, level, colour)
     with watch("restore"):
         more = {"parameters": parameters[None], "strength": np.array([options.strength], np.float32)}
         answer = await _run_tiles(planes, more, bundle, run)
     with watch("verify"):
         function = NoiseFunction.of(await estimate(answer["restored"], run, mask), manifest)
     with watch("finish"):
-        return await asyncio.to_thread(_finish, frame, answer, function)
+        return await asyncio.to_thread(_finish, frame, answer, function, colour)
 
 
-def _finish(frame: Image, answer: dict[str, Array], after: NoiseFunction) -> tuple[Image, _Record]:
+def _finish(
+    frame: Image, answer: dict[str, Array], after: NoiseFunction, colour: NoiseCorrelation | None
+) -> tuple[Image, _Record]:
     """Stored pixels from the network's answer, and what changed where pixels were measured."""
     mask = measured(frame)
     restored, clipped = from_unit(answer["restored"][None], frame)
     change = np.moveaxis(restored.pixels[0].astype(np.float64) - frame.pixels[0], -1, 0)
     kept = change if mask is None else change[:, mask]
-    level = after.level(answer["restored"], mask)
-    return restored, _Record(clipped, rms(answer["noise"], mask), level, rms(kept), float(np.abs(kept).max(initial=0)))
+    before, level = rms(answer["noise"], mask), after.level(answer["restored"], mask)
+    largest = float(np.abs(kept).max(initial=0))
+    return restored, _Record(clipped, before, level, colour, neighbour_products(change, mask), largest)
 
 
 async def _superresolve(
@@ -236,15 +259,19 @@ def _summarise(records: list[_Record], image: Image, bundle: Bundle) -> Evidence
     if bundle.manifest.task != "denoise":
         return Evidence(values.unit, clipped=clipped)
     before = rms(np.array([record.before for record in records]))
-    low, high = bundle.manifest.trained_sigma
+    colour = pooled([record.colour for record in records], [record.before**2 for record in records])
+    power, across, down = np.mean([record.removed for record in records], axis=0).tolist()
+    manifest = bundle.manifest
     return Evidence(
         values.unit,
         noise_before=before * values.real_per_unit,
         noise_after=rms(np.array([record.after for record in records])) * values.real_per_unit,
-        removed_rms=rms(np.array([record.removed_rms for record in records])) * abs(values.slope),
+        noise_correlation=colour,
+        removed_rms=math.sqrt(power) * abs(values.slope),
         removed_max=max(record.removed_max for record in records) * abs(values.slope),
+        removed_correlation=(across / power, down / power) if power else None,
         clipped=clipped,
-        in_trained_range=low <= before <= high,
+        in_trained_range=was_trained_on(before, manifest) and (not colour or was_trained_on_colour(colour, manifest)),
     )
 
 
@@ -260,5 +287,19 @@ def _derivation(bundle: Bundle, options: Options, run: Runner, evidence: Evidenc
         backend=run.backend,
         precision=run.precision,
         options=chosen,
-        evidence={name: value for name, value in vars(evidence).items() if value is not None},
+        evidence=_written(evidence),
     )
+
+
+def _written(evidence: Evidence) -> dict[str, Any]:
+    """As the derived object tells it: what was measured; correlations in words, since they have no unit."""
+    facts = {name: value for name, value in vars(evidence).items() if value is not None}
+    if colour := evidence.noise_correlation:
+        facts["noise_correlation"] = _in_words(colour.x1, colour.y1)
+    if evidence.removed_correlation:
+        facts["removed_correlation"] = _in_words(*evidence.removed_correlation)
+    return facts
+
+
+def _in_words(across: float, down: float) -> str:
+    return f"{across:.3g} across {down:.3g} down"

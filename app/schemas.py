@@ -72,7 +72,11 @@ class NoiseFunction(BaseModel):
 
 
 class Correlation(BaseModel):
-    """Correlation of the noise with that of neighbouring pixels, -1 to 1; null where no flat patch was found."""
+    """Correlation of the noise with that of neighbouring pixels, -1 to 1; null where no noise tells it."""
+
+    by: Literal["model", "patches"] | None = Field(
+        description="told by the model's estimator, or measured on flat patches where the model does not tell it"
+    )
 
     lag_1_x: float | None = Field(description="one column on", examples=[0.41])
     lag_1_y: float | None = Field(description="one row on", examples=[0.32])

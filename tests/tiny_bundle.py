@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ LAPLACIAN = [[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]]  # Immerkær
 SLOW_COUNT = 1_000_000
 FORMATS = {".onnx": "onnx", ".ts": "torchscript"}
 IMAGE = {"image": ["B", 1, "H", "W"]}
+LEVEL = ["variance_slope", "variance_offset", "variance_floor"]
+COLOUR_NAMES = ["correlation_down_1", "correlation_across_1", "correlation_down_2", "correlation_across_2"]
+COLOUR = (0.25, 0.5, -0.125, 0.0625)
 
 
 @dataclass
@@ -44,6 +47,18 @@ def write_tiny(root: Path) -> None:
     write_bundle(root, "tiny-x2", {"restore": Graph(_bilinear_onnx(), {"image": x}, module=bilinear)}, scale=2)
 
 
+def write_coloured(root: Path) -> None:
+    """`coloured/1`: as `tiny/1`, with an estimator that tells of correlations `COLOUR`, whatever the image."""
+    x = np.random.default_rng(7).uniform(0.0, 1.0, (1, 1, 24, 32)).astype(np.float32)
+    estimate, wiener, _ = _modules(coloured=True)
+    restore = {"image": x, "parameters": np.array([[0.01, 0.002, 0.001, *COLOUR]], np.float32)}
+    graphs = {
+        "estimate": Graph(_estimate_onnx(coloured=True), {"image": x}, module=estimate),
+        "restore": Graph(_wiener_onnx(3 + len(COLOUR)), {**restore, "strength": np.ones(1, np.float32)}, module=wiener),
+    }
+    write_bundle(root, "coloured", graphs, parameters=[*LEVEL, *COLOUR_NAMES], trained_correlation=(-0.2, 0.7))
+
+
 def write_slow(root: Path) -> None:
     """`slow/1` (x2): nearest neighbour that first counts to `SLOW_COUNT` times the largest pixel."""
     image = np.zeros((1, 1, 8, 8), np.float32)
@@ -58,7 +73,9 @@ def write_picky(root: Path) -> None:
     write_bundle(root, "picky", {"restore": Graph(_picky_onnx(), {"image": image}, outputs)}, scale=2)
 
 
-def write_bundle(root: Path, name: str, graphs: dict[str, Graph], scale: int = 1, version: str = "1") -> Path:
+def write_bundle(
+    root: Path, name: str, graphs: dict[str, Graph], scale: int = 1, version: str = "1", **promises: Any
+) -> Path:
     """Writes the bundle's folder: graphs, golden answers, manifest."""
     import onnx
 
@@ -72,7 +89,7 @@ def write_bundle(root: Path, name: str, graphs: dict[str, Graph], scale: int = 1
         golden |= {f"{graph}.in.{key}": value for key, value in content.inputs.items()}
         golden |= {f"{graph}.out.{key}": value for key, value in zip(names, outputs, strict=True)}
     np.savez(folder / GOLDEN, **golden)
-    seal(folder, scale)
+    seal(folder, scale, **promises)
     return folder
 
 
@@ -93,8 +110,8 @@ def spoil_golden(folder: Path, scale: int = 1) -> None:
     seal(folder, scale)
 
 
-def seal(folder: Path, scale: int = 1) -> None:
-    """Writes the manifest of what the folder holds."""
+def seal(folder: Path, scale: int = 1, **promises: Any) -> None:
+    """Writes the manifest of what the folder holds; `promises` replace its fields."""
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
     graphs: dict[str, dict[str, str]] = {}
     for path in files:
@@ -114,11 +131,11 @@ def seal(folder: Path, scale: int = 1) -> None:
         tiles=[(16, 16), (32, 32), (64, 64)],
         multiple=8,
         halo=8,
-        parameters=["variance_slope", "variance_offset", "variance_floor"] if denoise else [],
+        parameters=LEVEL if denoise else [],
         precisions=["fp32", "bf16"],
         trained_sigma=(0.0, 0.2) if denoise else (0.0, 0.0),
     )
-    write_manifest(folder, manifest)
+    write_manifest(folder, replace(manifest, **promises))
 
 
 def _trace(module: Any, inputs: dict[str, np.ndarray], path: Path) -> list[np.ndarray]:
@@ -133,7 +150,7 @@ def _trace(module: Any, inputs: dict[str, np.ndarray], path: Path) -> list[np.nd
     return [value.numpy() for value in (result if isinstance(result, tuple) else (result,))]
 
 
-def _modules() -> tuple[Any, Any, Any]:
+def _modules(coloured: bool = False) -> tuple[Any, Any, Any]:
     """Estimate, Wiener filter and bilinear interpolation in PyTorch."""
     import torch
     from torch.nn import functional
@@ -148,7 +165,8 @@ def _modules() -> tuple[Any, Any, Any]:
             edges = functional.conv2d(functional.pad(image, [1] * 4, "replicate"), kernel)
             sigma = edges.abs().mean((1, 2, 3)) * (math.sqrt(math.pi / 2) / 6)
             variance = (sigma * sigma)[:, None]
-            return torch.cat([variance * 0, variance, variance * 0], 1)
+            colour = [variance * 0 + value for value in COLOUR] if coloured else []
+            return torch.cat([variance * 0, variance, variance * 0, *colour], 1)
 
     class Wiener(torch.nn.Module):
         def forward(self, image, parameters, strength):
@@ -181,10 +199,7 @@ def onnx_model(nodes: list, constants: dict, inputs: dict, outputs: dict):
     return model
 
 
-IMAGE = {"image": ["B", 1, "H", "W"]}
-
-
-def _estimate_onnx():
+def _estimate_onnx(coloured: bool = False):
     from onnx.helper import make_node as node
 
     nodes = [
@@ -195,18 +210,19 @@ def _estimate_onnx():
         node("Mul", ["mean", "factor"], ["sigma"]),
         node("Mul", ["sigma", "sigma"], ["variance"]),
         node("Mul", ["variance", "zero"], ["nothing"]),
-        node("Concat", ["nothing", "variance", "nothing"], ["parameters"], axis=1),
+        *([node("Add", ["nothing", "colour"], ["correlations"])] if coloured else []),
+        node("Concat", ["nothing", "variance", "nothing", *(["correlations"] * coloured)], ["parameters"], axis=1),
     ]
     constants = {
         "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
         "laplacian": np.array(LAPLACIAN, np.float32)[None, None],
         "factor": np.float32(math.sqrt(math.pi / 2) / 6),
         "zero": np.float32(0),
-    }
-    return onnx_model(nodes, constants, IMAGE, {"parameters": ["B", 3]})
+    } | ({"colour": np.array([COLOUR], np.float32)} if coloured else {})
+    return onnx_model(nodes, constants, IMAGE, {"parameters": ["B", 3 + len(COLOUR) * coloured]})
 
 
-def _wiener_onnx():
+def _wiener_onnx(parameters: int = 3):
     from onnx.helper import make_node as node
 
     nodes = [
@@ -246,7 +262,7 @@ def _wiener_onnx():
         "zero": np.float32(0),
         "tiny": np.float32(1e-12),
     }
-    inputs = {**IMAGE, "parameters": ["B", 3], "strength": ["B"]}
+    inputs = {**IMAGE, "parameters": ["B", parameters], "strength": ["B"]}
     return onnx_model(nodes, constants, inputs, {"restored": ["B", 1, "H", "W"], "noise": ["B", 1, "H", "W"]})
 
 

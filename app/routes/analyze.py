@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -42,10 +42,11 @@ async def analyze(request: Request, response: Response, query: Annotated[Analyze
 def _frame(report: FrameReport) -> schemas.FrameNoise:
     found = report.correlation
     lags = (found.x1, found.y1, found.x2, found.y2) if found else (None,) * 4
+    by: Literal["model", "patches"] | None = ("patches" if found.patches else "model") if found else None
     names = ("lag_1_x", "lag_1_y", "lag_2_x", "lag_2_y")
     return schemas.FrameNoise(
         level=report.level,
         function=schemas.NoiseFunction(**vars(report.function)),
-        correlation=schemas.Correlation(**dict(zip(names, lags, strict=True))),
+        correlation=schemas.Correlation(by=by, **dict(zip(names, lags, strict=True))),
         in_trained_range=schemas.TrainedRange(level=report.level_in_range, correlation=report.correlation_in_range),
     )

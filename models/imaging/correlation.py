@@ -40,7 +40,7 @@ class NoiseCorrelation:
     x2: float
     y1: float
     y2: float
-    patches: int  # flat patches that the figures rest on
+    patches: int = 0  # flat patches that the figures rest on; 0 where an estimator read them off the whole image
 
 
 def noise_correlation(plane: Array, padding: Array | None = None) -> NoiseCorrelation | None:

@@ -20,6 +20,7 @@ from app.openapi import document
 from app.settings import Settings
 from tests.integration.client import Client, changed, dicom, npy, problem, serving
 from tests.reference_images import REFERENCES
+from tests.tiny_bundle import write_coloured
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openapi.json"
 
@@ -38,6 +39,43 @@ def test_headers_tell_what_was_done(client: Client, picture: bytes) -> None:
     assert response.headers["Content-Digest"] == f"sha-256=:{digest}:"
     stages = re.findall(r"(\w+);dur=[0-9.]+", response.headers["Server-Timing"])
     assert {"receive", "decode", "estimate", "restore", "encode", "queue", "run", "total"} <= set(stages)
+
+
+def test_headers_tell_what_was_removed(client: Client, picture: bytes) -> None:
+    headers = client.post("/denoise", picture).headers
+    assert float(headers["X-Removed-Max"]) > float(headers["X-Removed-RMS"]) > 0
+    across, down = map(float, headers["X-Removed-Correlation"].split(","))
+    assert -0.3 < across < 0.3
+    assert -0.3 < down < 0.3
+    assert "X-Noise-Correlation" not in headers  # this model's estimator does not tell it
+
+
+def test_a_model_that_tells_the_correlation_is_served_beside_one_that_does_not(
+    repository: Path, picture: bytes
+) -> None:
+    write_coloured(repository)
+    with serving(repository, denoise_model="tiny") as client:
+        told = {}
+        for name in ("tiny", "coloured"):
+            headers = client.post(f"/denoise?model={name}", picture).headers
+            assert headers["X-Model"] == f"{name}@1"
+            told[name] = headers.get("X-Noise-Correlation")
+        assert told == {"tiny": None, "coloured": "0.500, 0.250, 0.062, -0.125"}
+        assert (
+            client.post("/denoise?model=coloured&sigma=5", picture).headers["X-Noise-Correlation"] == told["coloured"]
+        )
+        report = client.post("/analyze?model=coloured", picture).json()
+        assert report["correlation"] == {
+            "by": "model",
+            "lag_1_x": 0.5,
+            "lag_1_y": 0.25,
+            "lag_2_x": 0.0625,
+            "lag_2_y": -0.125,
+        }
+        assert report["in_trained_range"]["correlation"] is True
+        text = client.post("/denoise?model=coloured", dicom("CT_small.dcm")).content
+        assert b"noise correlation 0.5 across 0.25 down" in text
+        assert b"removed correlation" in text
 
 
 def test_superresolution_claims_nothing_about_noise(client: Client, picture: bytes) -> None:
@@ -98,6 +136,7 @@ def test_analyze_reports_the_noise(client: Client) -> None:
     assert report["level"] == pytest.approx(500, rel=0.05)
     assert report["function"]["offset"] == pytest.approx(250_000, rel=0.1)
     assert abs(report["correlation"]["lag_1_x"]) < 0.06
+    assert report["correlation"]["by"] == "patches"
     assert report["in_trained_range"] == {"level": True, "correlation": True}
     assert len(report["frames"]) == 2
 

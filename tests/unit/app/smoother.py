@@ -19,8 +19,9 @@ class Smoother:
     backend = "numpy"
     precision = "fp32"
 
-    def __init__(self, scale: int = 1) -> None:
+    def __init__(self, scale: int = 1, colour: tuple[float, ...] = ()) -> None:
         self.scale = scale
+        self.colour = colour  # correlations that `estimate` gives after the level
         self.calls: list[tuple[str, Mapping[str, Array]]] = []
 
     def graphs(self) -> list[str]:
@@ -33,7 +34,7 @@ class Smoother:
         image = arrays["image"]
         if graph == "estimate":
             variance = np.var(np.diff(image[0, 0], axis=1)) / 2 if image.shape[3] > 1 else 0.0
-            return {"parameters": np.array([[0, variance, 0]], np.float32)}
+            return {"parameters": np.array([[0, variance, 0, *self.colour]], np.float32)}
         if self.scale > 1:
             return {"restored": image.repeat(self.scale, 2).repeat(self.scale, 3)}
         strength = arrays["strength"][0]
@@ -77,6 +78,7 @@ def bundle_of(task: str = "denoise", scale: int = 1, **changes: object) -> Bundl
     return Bundle(Path("nowhere"), Manifest(**{**facts, **changes}), "ab" * 32)  # type: ignore[arg-type]
 
 
+COLOURED = [*NAMES, "correlation_down_1", "correlation_across_1", "correlation_down_2", "correlation_across_2"]
 HU = ValueMap(scale=1 / 4096, offset=0.25, slope=1.0, intercept=-1024.0, unit="HU")
 
 

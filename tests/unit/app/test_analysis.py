@@ -10,8 +10,9 @@ import pytest
 
 from app.analysis import NoiseReport, analyse
 from models.errors import OptionError
+from models.imaging.correlation import NoiseCorrelation
 from models.imaging.image import Image
-from tests.unit.app.smoother import Smoother, bundle_of, image_of, noisy
+from tests.unit.app.smoother import COLOURED, Smoother, bundle_of, image_of, noisy
 
 
 def report(image: Image, **changes: Any) -> NoiseReport:
@@ -69,3 +70,23 @@ def test_padding_says_nothing() -> None:
 def test_superresolution_estimates_nothing() -> None:
     with pytest.raises(OptionError, match="does not denoise"):
         report(image_of(noisy(1, 8, 8, 1)), task="superresolve", scale=2)
+
+
+def test_the_model_s_own_estimate_of_the_correlation_goes_before_the_measured_one() -> None:
+    bundle = bundle_of(parameters=COLOURED, trained_correlation=(0.0, 0.5))
+    image = image_of(noisy(2, 64, 64, 1))
+    found = asyncio.run(analyse(image, bundle, Smoother(colour=(0.25, 0.5, -0.125, 0.0625)))).whole
+    assert found.correlation == NoiseCorrelation(x1=0.5, x2=0.0625, y1=0.25, y2=-0.125)
+    assert found.correlation_in_range is True
+    assert asyncio.run(analyse(image, bundle, Smoother(colour=(0.7, 0, 0, 0)))).whole.correlation_in_range is False
+
+
+def test_without_noise_the_model_s_estimate_of_its_correlation_says_nothing() -> None:
+    flat = np.full((1, 40, 40, 1), 5, np.int16)
+    runner = Smoother(colour=(0.25, 0.5, 0.0, 0.0))
+    bundle = bundle_of(parameters=COLOURED)
+    assert asyncio.run(analyse(image_of(flat), bundle, runner)).whole.correlation is None
+    mixed = np.concatenate([flat, noisy(1, 40, 40, 1)])
+    found = asyncio.run(analyse(image_of(mixed), bundle, runner))
+    assert [frame.correlation is None for frame in found.frames] == [True, False]
+    assert found.whole.correlation == found.frames[1].correlation

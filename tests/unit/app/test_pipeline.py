@@ -16,9 +16,10 @@ from app.noise import WHOLE_FRAME_PIXELS, Array
 from app.pipeline import EXACT, FAST, Options, Restoration, choose_precision, demand, restore
 from models.bundle import Bundle
 from models.errors import ImageTooLarge, OptionError
+from models.imaging.correlation import NoiseCorrelation
 from models.imaging.image import Image, Limits, ValueMap
 from models.imaging.values import float_values
-from tests.unit.app.smoother import HU, Smoother, bundle_of, image_of, mean_3x3, noisy
+from tests.unit.app.smoother import COLOURED, HU, Smoother, bundle_of, image_of, mean_3x3, noisy
 
 DENOISE = bundle_of()
 
@@ -75,21 +76,65 @@ def test_sigma_is_in_real_world_units() -> None:
     assert result.derivation.options == {"strength": 1.0, "sigma": 20.0}
 
 
-def test_sigma_leaves_other_parameters_as_estimated() -> None:
-    class Coloured(Smoother):
-        async def __call__(self, graph: str, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
-            answer = dict(await super().__call__(graph, arrays))
-            if graph == "estimate":
-                answer["parameters"] = np.array([[0.5, *answer["parameters"][0]]], np.float32)
-            else:
-                answer["noise"] = np.zeros_like(answer["noise"])
-            return answer
-
-    names = ["correlation", "variance_slope", "variance_offset", "variance_floor"]
-    runner = Coloured()
-    run(image_of(noisy(1, 16, 16, 1)), Options(sigma=8.0), bundle_of(parameters=names), runner)
+def test_sigma_leaves_the_estimated_correlation() -> None:
+    runner = Smoother(colour=(0.25, 0.5, -0.125, 0.0625))
+    result = run(image_of(noisy(1, 16, 16, 1)), Options(sigma=8.0), bundle_of(parameters=COLOURED), runner)
     parameters = next(arrays["parameters"] for graph, arrays in runner.calls if graph == "restore")
-    np.testing.assert_allclose(parameters, [[0.5, 0, (8 / 4096) ** 2, 0]])
+    np.testing.assert_allclose(parameters, [[0, (8 / 4096) ** 2, 0, 0.25, 0.5, -0.125, 0.0625]])
+    assert result.evidence.noise_correlation == NoiseCorrelation(x1=0.5, x2=0.0625, y1=0.25, y2=-0.125)
+
+
+def test_a_model_that_tells_no_correlation_has_none_in_its_evidence() -> None:
+    evidence = run(image_of(noisy(1, 16, 16, 1))).evidence
+    assert evidence.noise_correlation is None
+
+
+def test_frames_tell_their_correlation_by_the_power_of_their_noise() -> None:
+    class Varying(Smoother):
+        async def __call__(self, graph: str, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
+            self.colour = (0.0, 0.8, 0.0, 0.0) if arrays["image"].std() < 0.01 else (0.0, 0.2, 0.0, 0.0)
+            return await super().__call__(graph, arrays)
+
+    frames = np.concatenate([noisy(1, 64, 64, 1, sigma=sigma) for sigma in (20, 60)])
+    flat = np.full((1, 64, 64, 1), 7, np.int16)
+    result = run(image_of(np.concatenate([frames, flat])), bundle=bundle_of(parameters=COLOURED), runner=Varying())
+    assert result.evidence.noise_correlation is not None
+    assert result.evidence.noise_correlation.x1 == pytest.approx((0.8 * 400 + 0.2 * 3600) / 4000, rel=0.1)
+
+
+@pytest.mark.parametrize(("across", "known"), [(0.5, True), (0.75, True), (0.9, False), (-0.5, False)])
+def test_tells_correlation_that_the_model_was_not_trained_for(across: float, known: bool) -> None:
+    bundle = bundle_of(parameters=COLOURED, trained_correlation=(-0.2, 0.7))
+    result = run(image_of(noisy(1, 32, 32, 1)), bundle=bundle, runner=Smoother(colour=(0.1, across, 0, 0)))
+    assert result.evidence.in_trained_range is known
+
+
+def test_what_was_removed_is_told_with_its_correlation() -> None:
+    image = image_of(noisy(2, 64, 64, 3, sigma=40))
+    result = run(image)
+    change = result.image.pixels.astype(float) - image.pixels
+    power = (change**2).mean()
+    across = (change[:, :, 1:] * change[:, :, :-1]).mean() / power
+    down = (change[:, 1:] * change[:, :-1]).mean() / power
+    assert result.evidence.removed_correlation == pytest.approx((across, down), rel=1e-6)
+    assert result.derivation.evidence["removed_correlation"] == f"{across:.3g} across {down:.3g} down"
+
+
+def test_padding_has_no_part_in_the_correlation_of_what_was_removed() -> None:
+    pixels = noisy(1, 40, 40, 1)
+    padding = np.zeros((1, 40, 40), bool)
+    padding[:, :, 20:] = True
+    pixels[padding] = -2000
+    result = run(image_of(pixels, padding=padding))
+    change = (result.image.pixels.astype(float) - pixels)[0, :, :20, 0]
+    power = (change**2).mean()
+    expected = (change[:, 1:] * change[:, :-1]).mean() / power, (change[1:] * change[:-1]).mean() / power
+    assert result.evidence.removed_correlation == pytest.approx(expected, rel=1e-6)
+
+
+def test_where_nothing_is_removed_that_has_no_correlation() -> None:
+    evidence = run(image_of(noisy(1, 16, 16, 1)), Options(strength=0)).evidence
+    assert (evidence.removed_rms, evidence.removed_correlation) == (0, None)
 
 
 def test_colour_planes_share_one_estimate() -> None:
