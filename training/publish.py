@@ -32,6 +32,7 @@ from training.pipeline.record import read_audit, read_json
 from training.pipeline.stage import DONE, STAGES, require
 from training.report.acceptance import FAIL, PASS
 from training.report.build import HTML, JSON, read_report
+from training.train import RUN
 
 INPUTS = {"estimate": ("image",), "restore": ("image", "parameters", "strength")}
 OUTPUTS = {"estimate": ("parameters",), "restore": ("restored", "noise")}
@@ -56,6 +57,7 @@ def provenance(run: Path) -> dict[str, Any]:
     config = {key: value for key, value in record["config"].items() if key != "report"}
     return {
         "pipeline": {"preset": record["preset"], "seed": record["seed"], "commit": record["commit"], "config": config},
+        "seconds": read_json(run / "profound" / RUN)["seconds"],
         "stages": {
             stage: {key: mark[key] for key in ("digest", "commit", "versions", "seconds", "processes")}
             for stage, mark in marks.items()

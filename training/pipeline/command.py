@@ -15,12 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from training.machine import Machine
 from training.pipeline.config import PipelineConfig, from_record, read_pipeline_config
 from training.pipeline.record import read_json, write_json
 from training.pipeline.sequence import Folders, Job, locked, run_all
 from training.pipeline.stage import STAGES, provenance
 from training.pipeline.status import show_status
-from training.pipeline.team import Machine, StageFailed, Team, launched
+from training.pipeline.team import StageFailed, Team, launched
 
 RUN = "pipeline.json"
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training.machine import Machine
 from training.pipeline.config import PipelineConfig
 from training.pipeline.stage import (
     DONE,
@@ -26,7 +27,7 @@ from training.pipeline.stage import (
     recorded,
     require,
 )
-from training.pipeline.team import Machine, Team
+from training.pipeline.team import Team
 
 LOCK = ".lock"
 TOGETHER = ("preliminary", "profound")  # these train, with all processes; the others are the first one's

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from training.data.crop import middle
 from training.data.noise import Population, correlations
 from training.noise.population import read_population
 from training.pipeline.record import Audit, NoiseRow, read_audit, read_json, read_table, write_json
@@ -60,12 +61,14 @@ def measure(out: Path, config: ReportConfig, seed: int) -> tuple[dict[str, Any],
 
 
 def finite(value: Any) -> Any:
-    """The same document with None in place of what JSON has no number for."""
+    """The same document, six digits of each number, and None in place of what JSON has no number for."""
     if isinstance(value, dict):
         return {str(key): finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
 
 
 def run_section(out: Path) -> dict[str, Any]:
@@ -169,7 +172,7 @@ def write_html(path: Path, report: dict[str, Any], restored: dict[str, list[Rest
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    text = template.render(report=report, figures=figures(report), panels=panels(restored, config.panels))
+    text = template.render(report=report, figures=figures(report), panels=panels(restored, config))
     partial = path.with_name(path.name + ".part")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
@@ -205,21 +208,21 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def panels(restored: dict[str, list[Restored]], count: int) -> dict[str, list[dict[str, Any]]]:
+def panels(restored: dict[str, list[Restored]], config: ReportConfig) -> dict[str, list[dict[str, Any]]]:
     """The pictures of every set: as they came, after stage 1, restored, and what was removed."""
     from training.report.picture import png, residual_window, window
 
     found: dict[str, list[dict[str, Any]]] = {}
     for name, images in restored.items():
-        for image in images[:count]:
-            low, high = window(image.noisy)
-            shown = [("before", png(image.noisy, low, high))]
-            if image.preliminary is not None:
-                shown.append(("after stage 1", png(image.preliminary, low, high)))
-            shown.append(("after", png(image.restored, low, high)))
-            shown.append(("removed, amplified", png(image.residual, *residual_window(image.residual))))
+        for image in images[: config.panels]:
+            planes = {"before": image.noisy, "after stage 1": image.preliminary, "after": image.restored}
+            shown = {title: middle(plane, config.panel_side) for title, plane in planes.items() if plane is not None}
+            low, high = window(shown["before"])
+            pictures = {title: png(plane, low, high) for title, plane in shown.items()}
+            residual = shown["before"] - shown["after"]
+            pictures["removed, amplified"] = png(residual, *residual_window(residual))
             split = "held back" if image.record.split == "test" else "used in training"
-            found.setdefault(name, []).append({"id": image.record.id, "split": split, "images": shown})
+            found.setdefault(name, []).append({"id": image.record.id, "split": split, "images": pictures})
     return found
 
 

@@ -13,7 +13,8 @@ class ReportConfig:
     side: int = 256  # larger images are cropped to their middle: BM3D takes seconds for each
     levels: tuple[float, ...] = (5.0, 10.0, 15.0, 25.0, 35.0, 50.0)  # of white noise, grey levels of 255
     draws: int = 2  # noise laws drawn from the learned population for each clean image
-    panels: int = 2  # noisy images shown of each set
+    panels: int = 1  # noisy images shown of each set
+    panel_side: int = 192  # pixels of each picture: the middle of the image
     alone: dict[str, str] = field(default_factory=dict)  # "S1", "S2" -> run folder trained on that stream alone
     scores: str = ""  # file that keeps BM3D's scores from one run to the next; default: in the report's folder
 

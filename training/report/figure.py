@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from html import escape
+from typing import Any, ParamSpec
 
 import numpy as np
 
+P = ParamSpec("P")
+PIXELS = 96  # of the page for one inch of a figure
 INK = "#101112"  # replaced by the page's text colour
 COLOURS = ("#2f6f9f", "#c4622d", "#4f8a4c", "#8a5aa8", "#9a7b26", "#3f8f8f", "#b04a6f", "#6b6f76")
 STYLE = {
@@ -43,32 +47,43 @@ STYLE = {
 }
 
 
-def axes(columns: int = 1, width: float = 4.2, height: float = 2.7) -> tuple[Any, list[Any]]:
+def styled(draw: Callable[P, str]) -> Callable[P, str]:
+    """Runs a plotting function in the report's style."""
+
+    @wraps(draw)
+    def wrapper(*given: P.args, **named: P.kwargs) -> str:
+        from matplotlib import rc_context
+
+        with rc_context(STYLE):  # type: ignore[arg-type]
+            return draw(*given, **named)
+
+    return wrapper
+
+
+def axes(columns: int = 1, width: float = 4.6, height: float = 2.8) -> tuple[Any, list[Any]]:
     """A figure of `columns` plots side by side; sizes of one plot in inches."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(width * columns, height), layout="constrained")
-        return figure, list(np.atleast_1d(figure.subplots(1, columns)))
+    figure = Figure(figsize=(width * columns, height), layout="constrained")
+    return figure, list(np.atleast_1d(figure.subplots(1, columns)))
 
 
 def svg(figure: Any, label: str) -> str:
     """The figure as an <svg> element that takes the page's text colour; equal figures give equal bytes."""
-    from matplotlib import rc_context
-
     buffer = io.StringIO()
-    with rc_context(STYLE):  # type: ignore[arg-type]
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'font: [^;"]*?([0-9.]+px)[^;"]*', r"font: \1 inherit", text)
     text = re.sub(r' (?:width|height)="[0-9.]+pt"', "", text, count=2)
-    scoped = f"{label.replace(' ', '-')}-"
+    scoped = re.sub(r"[^a-zA-Z0-9]", "-", label) + "-"  # several figures share one page
     text = re.sub(r'(id="|url\(#|xlink:href="#)', rf"\g<1>{scoped}", text)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1).replace(INK, "currentColor")
+    width = round(figure.get_figwidth() * PIXELS)
+    opening = f'<svg role="img" aria-label="{escape(label)}" style="width: {width}px" '
+    return text.replace("<svg ", opening, 1).replace(INK, "currentColor")
 
 
+@styled
 def level_function(name: str, points: Sequence[Sequence[float]], laws: Sequence[tuple[float, float]]) -> str:
     """Noise against signal: measured blocks, each image's fitted law, and the median law of the set."""
     figure, (plot,) = axes()
@@ -87,6 +102,7 @@ def level_function(name: str, points: Sequence[Sequence[float]], laws: Sequence[
     return svg(figure, f"noise level function {name}")
 
 
+@styled
 def population(observed: Mapping[str, Sequence[float]], drawn: Sequence[float], lags: Any, drawn_lags: Any) -> str:
     """Levels (255ths at mid-grey) and lag-1 correlations: observed in each set, and drawn from the population."""
     figure, (levels, colours) = axes(2)
@@ -104,29 +120,27 @@ def population(observed: Mapping[str, Sequence[float]], drawn: Sequence[float], 
     for number, (name, lag) in enumerate(lags.items()):
         colours.scatter([lag[1]], [lag[0]], s=42, marker="D", color=COLOURS[number % 7], label=name)
     colours.set(xlabel="lag-1 correlation across", ylabel="lag-1 correlation down", xlim=(-1, 1), ylim=(-1, 1))
-    colours.legend(loc="lower right")
+    figure.legend(*colours.get_legend_handles_labels(), loc="outside right upper")
     return svg(figure, "learned population")
 
 
+@styled
 def correlation_maps(name: str, maps: Mapping[str, Any]) -> str:
     """Autocorrelation at small lags, (K, K) each with 1 in the middle; None is left blank."""
-    from matplotlib import rc_context
-
-    figure, plots = axes(len(maps), 2.2, 2.1)
+    figure, plots = axes(len(maps), 2.4, 2.2)
     image = None
-    with rc_context(STYLE):  # type: ignore[arg-type]
-        for plot, (title, values) in zip(plots, maps.items(), strict=True):
-            plot.grid(visible=False)
-            plot.set(title=title, xticks=[], yticks=[])
-            if values is None:
-                plot.text(0.5, 0.5, "too little noise", ha="center", transform=plot.transAxes, fontsize=8)
-                continue
-            reach = len(values) // 2 + 0.5
-            extent = (-reach, reach, reach, -reach)
-            image = plot.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, extent=extent, interpolation="nearest")
-            plot.set(xticks=[-4, 0, 4], yticks=[-4, 0, 4])
-        if image is not None:
-            figure.colorbar(image, ax=plots, shrink=0.8)
+    for plot, (title, values) in zip(plots, maps.items(), strict=True):
+        plot.grid(visible=False)
+        plot.set(title=title, xticks=[], yticks=[])
+        if values is None:
+            plot.text(0.5, 0.5, "too little noise", ha="center", transform=plot.transAxes, fontsize=8)
+            continue
+        reach = len(values) // 2 + 0.5
+        extent = (-reach, reach, reach, -reach)
+        image = plot.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, extent=extent, interpolation="nearest")
+        plot.set(xticks=[-4, 0, 4], yticks=[-4, 0, 4])
+    if image is not None:
+        figure.colorbar(image, ax=plots, shrink=0.8)
     return svg(figure, f"autocorrelation {name}")
 
 
@@ -138,6 +152,7 @@ def spectrum(correlation: Any) -> tuple[Any, Any, Any]:
     return np.arange(half) / len(power), power[:half, 0], power[0, :half]
 
 
+@styled
 def power_spectra(correlations: Mapping[str, Any]) -> str:
     """Normalised noise power spectra of every set, along the two axes; white noise is 1 everywhere."""
     figure, (down, across) = axes(2)
@@ -148,10 +163,11 @@ def power_spectra(correlations: Mapping[str, Any]) -> str:
     for plot, title in ((down, "down"), (across, "across")):
         plot.axhline(1, color=COLOURS[7], linewidth=0.8, linestyle="--")
         plot.set(title=title, xlabel="cycles per pixel", ylabel="noise power, mean 1", ylim=(0, None))
-    down.legend()
+    figure.legend(*down.get_legend_handles_labels(), loc="outside right upper")
     return svg(figure, "noise power spectra")
 
 
+@styled
 def training_curves(curves: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> str:
     """One plot per quantity: `curves[quantity][graph]` are rows [step, value]."""
     figure, plots = axes(len(curves), 3.6)
@@ -166,6 +182,7 @@ def training_curves(curves: Mapping[str, Mapping[str, Sequence[Sequence[float]]]
     return svg(figure, "training curves " + " ".join(sorted({g for graphs in curves.values() for g in graphs})))
 
 
+@styled
 def gains(scores: Sequence[Mapping[str, Any]]) -> str:
     """Gain over BM3D told the level, for every noise: blind, and told."""
     figure, (plot,) = axes(1, 6.4)
