@@ -1,4 +1,4 @@
-"""The console command: medrestore serve | denoise | superresolve | bundles | train | evaluate | export.
+"""The console command: serving and restoring, and with `TRAINING` the making of models.
 
 The only module that may import both `app` and `training`; each is imported when its sub-command runs, so that
 serving needs no training packages and training no web server. Exit status: 0 done, 1 something failed, 2 wrong usage.
@@ -29,9 +29,11 @@ TRAINING = {
     "train": "train a network on folders of images",
     "evaluate": "score a bundle beside classical methods",
     "export": "make a bundle of a trained run",
+    "pipeline": "from noisy images alone to a trained denoiser, in stages",
+    "publish": "add a pipeline's model to the repository of a service",
     "networks": "list all networks with their sizes beside the published ones",
 }
-MODULES = {"evaluate": "evaluation.command"}  # of `training`; else the command's own name
+MODULES = {"evaluate": "evaluation.command", "pipeline": "pipeline.command"}  # of `training`; else the command's name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(words: list[str], debug: bool) -> int:
-    """Dispatches; what follows `train`, `evaluate` or `export` is parsed by `training` itself."""
+    """Dispatches; what follows a command of `TRAINING` is parsed by `training` itself."""
     if words and words[0] in TRAINING:
         return int(import_module(f"training.{MODULES.get(words[0], words[0])}").main(words[1:]) or DONE)
     arguments = build_parser().parse_args(words)
@@ -173,7 +175,7 @@ def run_bundles(arguments: argparse.Namespace) -> int:
     if arguments.action == "promote":
         return promote(settings.repository, arguments.reference)
     catalogue = read_catalogue(settings)
-    failures = dict(catalogue.broken)
+    failures = catalogue.broken | catalogue.warnings
     for bundle in catalogue.bundles:
         manifest = bundle.manifest
         task = f"{manifest.task} x{manifest.scale}" if manifest.scale > 1 else manifest.task

@@ -18,7 +18,7 @@ from typing import Any
 from training.machine import Machine
 from training.pipeline.config import PipelineConfig, from_record, read_pipeline_config
 from training.pipeline.record import read_json, write_json
-from training.pipeline.sequence import Folders, Job, locked, run_all
+from training.pipeline.sequence import Folders, Job, locked, refuse_other_configurations, run_all
 from training.pipeline.stage import STAGES, provenance
 from training.pipeline.status import show_status
 from training.pipeline.team import StageFailed, Team, launched
@@ -142,7 +142,7 @@ def make_job(options: argparse.Namespace, machine: Machine) -> Job:
     known = record.get("folders", {})
     folders = Folders(*(given or (Path(known[n]) if known.get(n) else None) for n, given in folder_options(options)))
     job = Job(options.out, folders, config, machine, options.stage, options.redo)
-    job.check()
+    refuse_other_configurations(job)
     write_json(
         path,
         {

@@ -125,7 +125,6 @@ def prepare(job: Job, stage: str) -> Fingerprint | None:
 
 def run_all(job: Job, team: Team, runners: dict[str, Callable[[Job], None]], say: Callable[[str], None]) -> None:
     """Runs what is not done yet; `say` gets one line whenever a stage begins or ends."""
-    team.alone(lambda: refuse_other_configurations(job))
     for number, stage in enumerate(STAGES, 1):
         if job.only not in (None, stage):
             continue

@@ -1,0 +1,47 @@
+"""`medrestore pipeline status OUT`: one line per stage."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from training.pipeline.record import read_json
+from training.pipeline.sequence import busy, duration
+from training.pipeline.stage import DONE, STAGES, STARTED
+
+
+def show_status(out: Path) -> int:
+    """Prints the state of every stage; returns the exit status, 0 where all are done. Raises ValueError."""
+    if not (out / "pipeline.json").exists():
+        raise ValueError(f"{out} holds no pipeline run")
+    record = read_json(out / "pipeline.json")
+    print(f"{out}: preset {record['preset']}, seed {record['seed']}, {'at work' if busy(out) else 'not running'}")
+    for number, stage in enumerate(STAGES, 1):
+        print(f"[{number}/{len(STAGES)}] {stage:12} {state(out, stage, record['config'])}")
+    return 0 if all((out / stage / DONE).exists() for stage in STAGES) else 1
+
+
+def state(out: Path, stage: str, config: dict[str, Any]) -> str:
+    """What is to be said about one stage."""
+    if (out / stage / DONE).exists():
+        return f"done in {duration(read_json(out / stage / DONE)['seconds'])}"
+    if not (out / stage / STARTED).exists():
+        return "waiting"
+    return "; ".join(["begun", *progress(out / stage, config.get(stage, {}))])
+
+
+def progress(folder: Path, config: dict[str, Any]) -> Iterator[str]:
+    """`restore: step 200 of 1000, 12 min left` for every training log below a stage's folder."""
+    for path in sorted(folder.rglob("log.csv"), key=lambda p: p.stat().st_mtime):
+        with path.open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        seconds = [row for row in rows if row["key"] == "seconds"]
+        part = config.get(path.parent.name)
+        total = part.get("steps") if isinstance(part, dict) else None
+        if not seconds or not total:
+            continue
+        step, spent = int(seconds[-1]["step"]), float(seconds[-1]["value"])
+        left = f", {duration(spent / step * (total - step))} left" if step < total else ""
+        yield f"{path.parent.name}: step {step} of {total}{left}"
