@@ -8,12 +8,11 @@ from collections.abc import Mapping
 
 from app.catalogue import Catalogue
 from app.errors import BackendUnavailable
+from app.log import event
 from app.supervisor import Supervisor
 from app.workers import Model, WorkerDeathError
 from models.bundle import Bundle
 from models.errors import BundleError, BundleInvalid, MedRestoreError, OptionError
-
-logger = logging.getLogger(__name__)
 
 EXACT = "fp32"  # in which a bundle must run to be served
 STRIKES = 2  # workers that may die loading a bundle before it is refused
@@ -129,7 +128,7 @@ class Loader:
             raise
 
     def _refuse(self, bundle: Bundle, model: Model, error: BundleInvalid | BackendUnavailable) -> None:
-        logger.error("model %s is not served in %s: %s", bundle.reference, model.precision, error)
+        event("model refused", logging.ERROR, model=bundle.reference, precision=model.precision, reason=str(error))
         self._refused[model] = error
         if model.precision == EXACT and isinstance(error, BundleInvalid):
             self._catalogue.refuse(model.digest, str(error))

@@ -14,9 +14,8 @@ from typing import Any, TypeVar
 
 from app.channel import Array
 from app.errors import BackendUnavailable, RunFailed
+from app.log import event, places
 from app.workers import Done, Load, Model, Request, Run, Unload, WorkerDeathError, WorkerProcess
-
-logger = logging.getLogger(__name__)
 
 FAILED_STARTS = 3  # in a row; from then on the worker counts as failed, though it is still tried
 
@@ -99,10 +98,13 @@ class Supervisor:
                 self._enter("failed", str(exc))
                 return
             except Exception as exc:  # noqa: BLE001 (whatever it was, a new process may do better)
-                reason = str(exc) if isinstance(exc, WorkerDeathError) else f"{type(exc).__name__}: {exc}"
+                died = isinstance(exc, WorkerDeathError)
+                reason = str(exc) if died else f"{type(exc).__name__}: {exc}"
+                event(
+                    "worker died", logging.WARNING, device=self.device, **({"reason": reason} if died else places(exc))
+                )
             self._failed_starts += not warm
             self.restarts += 1
-            logger.warning("worker %s died: %s", self.device, reason)
             self._enter("failed" if self._failed_starts >= FAILED_STARTS else "restarting", reason)
             restarted(self.device)
             await self._end()

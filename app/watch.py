@@ -51,7 +51,8 @@ class Watch:
             return
         served = self._served()
         for path in self._handled.keys() - now.keys():
-            self._catalogue.withdraw(_reference(path))
+            if path.name != DEFAULT:
+                self._catalogue.withdraw(_reference(path))
             del self._handled[path]
         for path, mark in now.items():
             settled = self._before.get(path) == mark

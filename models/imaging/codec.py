@@ -20,6 +20,8 @@ refused (UnsupportedImage), never rounded:
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from models.errors import (
     CorruptImage,
     ImageError,
@@ -77,10 +79,13 @@ def decode(data: bytes, limits: Limits = LIMITS, hint: str | None = None) -> Ima
         raise CorruptImage(f"the {format} file is damaged: it cannot be decoded ({type(exc).__name__})") from exc
 
 
-def encode(image: Image, format: str | None = None, derivation: Derivation | None = None) -> bytes:
+def encode(
+    image: Image, format: str | None = None, derivation: Derivation | None = None, now: datetime | None = None
+) -> bytes:
     """Encodes stored values as `format`: one of `OUTPUTS`, or None for the image's own (JPEG: PNG).
 
-    DICOM needs the derivation. Raises OptionError for a format that is not written, UnsupportedImage
+    DICOM needs the derivation, and records `now` as the time of processing; the other formats hold
+    neither. Raises OptionError for a format that is not written, UnsupportedImage
     where the format cannot hold the image.
     """
     format = output_format(image) if format is None else format
@@ -94,7 +99,7 @@ def encode(image: Image, format: str | None = None, derivation: Derivation | Non
         raise OptionError("a DICOM answer needs the derivation that made it")
     from models.imaging.dicom import encode_dicom
 
-    return encode_dicom(image, derivation)
+    return encode_dicom(image, derivation, now)
 
 
 def output_format(image: Image) -> str:

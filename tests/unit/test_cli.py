@@ -279,6 +279,14 @@ def test_what_cannot_serve_is_not_promoted(repository, capsys, words, status, me
     assert not (repository / "tiny" / "default.json").exists()
 
 
+def test_a_pointer_that_leads_nowhere_is_a_failure(repository, capsys) -> None:
+    (repository / "tiny" / "default.json").write_text('{"version": "7"}', encoding="utf-8")
+    assert medrestore.main(["bundles", "list", "--repository", str(repository)]) == 1
+    out, err = capsys.readouterr()
+    assert "failed: tiny: tiny@7 is promoted but not served" in err
+    assert " default " in out.splitlines()[0]
+
+
 def test_bundles_are_verified_on_every_runtime(run) -> None:
     status, out, _ = run("bundles", "verify")
     assert status == 0

@@ -218,7 +218,11 @@ def test_licences_are_stated() -> None:
 
 def test_weights_travel_with_their_licence() -> None:
     shipped = tomllib.loads(read("pyproject.toml"))["tool"]["setuptools"]["package-data"]["models"]
-    for path in ["bundles/denoise/1/manifest.json", "bundles/LICENSE-WEIGHTS.md"]:
+    for path in [
+        "bundles/denoise/1/manifest.json",
+        "bundles/denoise/default.json",
+        "bundles/LICENSE-WEIGHTS.md",
+    ]:
         assert any(fnmatchcase(path, pattern) and path.count("/") == pattern.count("/") for pattern in shipped), path
 
 

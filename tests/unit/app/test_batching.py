@@ -520,3 +520,22 @@ def test_whatever_happens_every_item_is_completed_exactly_once(
 
     script.gate.set()
     asyncio.run(main())
+
+
+def test_deaths_and_refusals_are_told_by_the_logger_that_the_service_writes(
+    built_repository: Path, script: Script, caplog: pytest.LogCaptureFixture
+):
+    def refuse(request: Load) -> None:
+        if request.model.precision == "bf16":
+            raise BundleInvalid("too coarse")
+
+    async def main() -> None:
+        script.on_load = refuse
+        async with Bench(built_repository, preload=("fp32", "bf16")) as bench:
+            with pytest.raises(WorkerLost):
+                await bench.engine.submit(bench.item(kind=DEADLY))
+
+    asyncio.run(main())
+    told = {(r.name, r.getMessage()): r.fields for r in caplog.records if hasattr(r, "fields")}
+    assert told["medrestore", "worker died"] == {"device": "cpu", "reason": "scripted"}
+    assert told["medrestore", "model refused"]["reason"] == "too coarse"

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image as Picture
 from PIL import ImageOps
+from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
 from models.errors import (
@@ -182,6 +184,13 @@ def test_dicom_converts_with_its_stored_values(format: str) -> None:
     assert np.array_equal(again.pixels, image.pixels)
     if format == "tiff":
         assert again.spacing_mm == pytest.approx(image.spacing_mm, rel=1e-6)
+
+
+def test_dicom_records_the_time_that_it_is_given() -> None:
+    image = decode(CT.read_bytes())
+    silent, told = (encode(image, None, DERIVATION, now) for now in (None, datetime(2024, 5, 6, 7, 8, 9)))
+    assert "InstanceCreationTime" not in dcmread(BytesIO(silent))
+    assert dcmread(BytesIO(told)).InstanceCreationDate == "20240506"
 
 
 def test_signed_dicom_is_refused_as_png() -> None:
