@@ -29,7 +29,7 @@ from models.bundle import (
 )
 from training.export import RUNNERS, TOLERANCE, Arrays, Graph, export
 from training.pipeline.record import read_audit, read_json
-from training.pipeline.stage import DONE, STAGES, require
+from training.pipeline.stage import DONE, STAGES, public_config, require
 from training.report.acceptance import FAIL, PASS
 from training.report.build import HTML, JSON, read_report
 from training.train import RUN
@@ -53,10 +53,9 @@ def provenance(run: Path) -> dict[str, Any]:
     """What the bundle was made from: configuration, seed, code, and hashes; no file or folder is named."""
     record, audit = read_json(run / "pipeline.json"), read_audit(run)
     marks = {stage: read_json(run / stage / DONE) for stage in STAGES}
-    # The report's own settings name folders of this machine, and decide no weight.
-    config = {key: value for key, value in record["config"].items() if key != "report"}
+    made = {key: record[key] for key in ("preset", "seed", "commit")}
     return {
-        "pipeline": {"preset": record["preset"], "seed": record["seed"], "commit": record["commit"], "config": config},
+        "pipeline": {**made, "config": public_config(record["config"])},
         "seconds": read_json(run / "profound" / RUN)["seconds"],
         "stages": {
             stage: {key: mark[key] for key in ("digest", "commit", "versions", "seconds", "processes")}

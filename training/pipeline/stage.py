@@ -52,6 +52,11 @@ INPUTS = {
     ),
 }
 DONE, STARTED = "stage.json", "started.json"
+PRIVATE = {  # settings that may name folders or files of the hospital or of this machine, by section
+    "audit": ("include", "exclude", "rules", "clean_include", "clean_exclude"),
+    "profound": ("start",),
+    "report": ("alone", "scores"),
+}
 SHOWN = 8  # differences named in a refusal
 
 
@@ -78,6 +83,19 @@ class Fingerprint:
         ]
         names = self.inputs.keys() | other.inputs.keys()
         return lines + [f"{n} has changed" for n in sorted(names) if self.inputs.get(n) != other.inputs.get(n)]
+
+
+def public_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration as it may leave the hospital: what could name a folder is its hash."""
+    found = {}
+    for section, values in config.items():
+        private = PRIVATE.get(section, ())
+        found[section] = (
+            {key: f"sha256:{digest_of(v)}" if key in private and v else v for key, v in values.items()}
+            if isinstance(values, dict)
+            else values
+        )
+    return found
 
 
 def digest_of(value: Any) -> str:

@@ -17,7 +17,7 @@ from training.evaluation.denoise import reduced
 from training.evaluation.image import HeldBack
 from training.evaluation.score import Comparisons, restored_score
 from training.metric import psnr
-from training.pipeline.record import Audit, read_plane
+from training.pipeline.record import Audit, ImageSet, read_plane
 from training.report.config import ReportConfig
 from training.report.model import RunModel
 from training.restorer import Restorer
@@ -139,11 +139,16 @@ def whiteness_row(sets: Mapping[str, Row]) -> Row:
 def bias_row(sets: Mapping[str, Row], audit: Audit) -> Row:
     """CT numbers do not shift."""
     asked = f"mean shift in uniform regions below {BIAS_HU:g} HU, every CT set"
-    shifts = {n: f["bias"] for n, f in sets.items() if audit.sets[n].modality == "CT" and f["bias"] is not None}
+    shifts = {n: f["bias"] for n, f in sets.items() if in_hounsfield(audit.sets[n]) and f["bias"] is not None}
     if not shifts:
-        return row("HU bias", asked, "", None, "there is no CT set")
+        return row("HU bias", asked, "", None, "there is no CT set in HU")
     text = ", ".join(f"{name}: {shift:+.2f} HU" for name, shift in shifts.items())
     return row("HU bias", asked, text, max(map(abs, shifts.values())) < BIAS_HU)
+
+
+def in_hounsfield(record: ImageSet) -> bool:
+    """Whether a set's real values are HU, or stored values one HU apart: a CT of 8 bits has been windowed."""
+    return record.modality == "CT" and record.high - record.low > 255
 
 
 def accept(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,17 +19,18 @@ from training.data.crop import middle
 from training.data.noise import Population, correlations
 from training.noise.population import read_population
 from training.pipeline.record import Audit, NoiseRow, read_audit, read_json, read_table, write_json
-from training.pipeline.stage import DONE, STAGES
+from training.pipeline.stage import DONE, STAGES, public_config
 from training.report.acceptance import accept
 from training.report.config import ReportConfig
 from training.report.measure import Restored, measure_set, restore_set, shown_images
 from training.report.model import RunModel
 from training.seeds import sample_generator
 
-JSON, HTML = "report.json", "report.html"
+JSON, HTML, NAMES = "report.json", "report.html", "sets.json"
 POPULATION = Path("synthesis", "population.json")
 SYNTHESIS = Path("synthesis", "synthesis.json")
 TEMPLATE = Path(__file__).with_name("template.html")
+SAME = r"the same file as .*"
 DRAWN = 400  # laws shown of the learned population
 CURVE_POINTS = 300  # of each training curve, spread evenly
 
@@ -41,7 +44,9 @@ def run(out: Path, config: ReportConfig, *, seed: int) -> None:
 
 def measure(out: Path, config: ReportConfig, seed: int) -> tuple[dict[str, Any], dict[str, list[Restored]]]:
     """All numbers of the report, and the restored images of every set."""
-    audit, table, population = read_audit(out), read_table(out), read_population(out / POPULATION)
+    audit, table, names = nameless(read_audit(out), read_table(out), config.name_sets)
+    write_json(out / "report" / NAMES, names)  # stays in the run's folder
+    population = read_population(out / POPULATION)
     model = RunModel(out / "profound")
     restored = {
         name: restore_set(out, shown_images(audit, name, config.images), 2 * config.side, model) for name in audit.sets
@@ -58,6 +63,38 @@ def measure(out: Path, config: ReportConfig, seed: int) -> tuple[dict[str, Any],
         "acceptance": accept(out, audit, sets, model, population, config),
     }
     return finite(report), restored
+
+
+def nameless(
+    audit: Audit, table: Sequence[NoiseRow], name_sets: bool = False
+) -> tuple[Audit, list[NoiseRow], dict[str, str]]:
+    """The same with sets called "CT 1", "MR 1", ..., and what each was called before.
+
+    Folders, which sets are called after, may name a patient; so may the reason why a file was refused.
+    """
+    numbers: Counter[str] = Counter()
+    names = {}
+    for name in sorted(audit.sets):
+        numbers[modality := audit.sets[name].modality] += 1
+        names[name] = name if name_sets else f"{modality} {numbers[modality]}"
+
+    def plain(text: str) -> str:
+        for name in sorted(names, key=len, reverse=True):
+            text = text.replace(name, names[name])
+        return text
+
+    renamed = dataclasses.replace(
+        audit,
+        images=tuple(dataclasses.replace(image, set=names[image.set]) for image in audit.images),
+        sets={
+            names[name]: dataclasses.replace(record, warnings=tuple(map(plain, record.warnings)))
+            for name, record in audit.sets.items()
+        },
+        refused=tuple(dataclasses.replace(r, reason=re.sub(SAME, "the same file as another", r.reason))
+                      for r in audit.refused),
+        warnings=tuple(map(plain, audit.warnings)),
+    )  # fmt: skip
+    return renamed, [dataclasses.replace(row, set=names[row.set]) for row in table], {v: k for k, v in names.items()}
 
 
 def finite(value: Any) -> Any:
@@ -79,7 +116,7 @@ def run_section(out: Path) -> dict[str, Any]:
         if (path := out / stage / DONE).exists() and stage != "report":
             stages[stage] = {key: value for key, value in read_json(path).items() if key != "fingerprint"}
     kept = {key: record.get(key, "unknown") for key in ("preset", "seed", "commit")}
-    return {**kept, "config": record.get("config", {}), "stages": stages}
+    return {**kept, "config": public_config(record.get("config", {})), "stages": stages}
 
 
 def data_section(audit: Audit) -> dict[str, Any]:

@@ -15,6 +15,7 @@ class ReportConfig:
     draws: int = 2  # noise laws drawn from the learned population for each clean image
     panels: int = 1  # noisy images shown of each set
     panel_side: int = 192  # pixels of each picture: the middle of the image
+    name_sets: bool = False  # name sets as the audit does, by folder, not by number: only where folders name nobody
     alone: dict[str, str] = field(default_factory=dict)  # "S1", "S2" -> run folder trained on that stream alone
     scores: str = ""  # file that keeps BM3D's scores from one run to the next; default: in the report's folder
 
