@@ -1,0 +1,197 @@
+"""Correlation of the noise of an image set at every small lag, from images alone.
+
+The service's report (`models.imaging.correlation`) gives four lags of one image; stages 0 and 2 need the whole
+neighbourhood, pooled over a set. The method is that module's, made exact where it approximates:
+
+- Patches of 24 x 24 pixels lose their quadratic surface. Of an image's patches those are kept whose energy one
+  noise level explains: up to the spread that noise of the correlation found has by itself. (The flattest tenth
+  would prefer patches whose slow noise happens to be small, and so understate strongly correlated noise.)
+- Removing the surface removes slow noise. What is left at each lag is a linear function of the true
+  correlations, `surface_loss`, which is inverted.
+- Patches are pooled by the median of their correlations, which a few with fine structure do not move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from scipy.fft import irfft2, rfft2
+from scipy.stats import chi2
+
+from training.data.noise import Plane
+
+Array = NDArray[np.float64]
+
+PATCH = 24  # rows and columns
+STEP = 12  # between patches
+REACH = 5  # lags of the result: -5 to 5 both ways
+SOLVED = 7  # lags that the inversion takes as other than 0
+PATCHES_MIN = 8  # fewer say nothing
+PATCHES_MAX = 400  # of one image, so that a large image is not the whole set
+CLIPPED_SHARE = 0.05  # of a patch's pixels that may have the plane's smallest or largest value
+TIED_SHARE = 0.5  # of neighbours that may be equal: more is background or coarse rounding
+ROUNDING = 1e-6  # of the plane's largest magnitude: what float32 arithmetic alone leaves
+FLATTEST = 0.1  # quantile of the patch energies that stands for noise alone
+ROUNDS = 3  # of choosing patches and measuring
+STRIDE_MAX = 5
+WHITE_ENOUGH = 0.1  # correlation that a blind spot of one pixel stands
+
+
+def measure_correlation(planes: Iterable[Plane], lowest_snr: float = 0.0) -> Array | None:
+    """Noise correlation (11, 11) of the planes (H, W) together; [5 + down, 5 + across], 1 in the middle.
+
+    With `lowest_snr` only patches count whose mean is that many of their own deviations above 0: the noise of
+    MR magnitude images is not Gaussian in the dark. None where fewer than 8 patches hold noise.
+    """
+    kept = [lags for plane in planes if len(lags := flat_autocovariance(plane, lowest_snr))]
+    return pool(np.concatenate(kept)) if sum(map(len, kept)) >= PATCHES_MIN else None
+
+
+def flat_autocovariance(plane: Plane, lowest_snr: float = 0.0) -> Array:
+    """Autocovariances (patches, 15, 15) of one plane's flat patches, surfaces removed; maybe no patch."""
+    return autocovariance(flat_patches(plane, lowest_snr))
+
+
+def flat_patches(plane: Plane, lowest_snr: float = 0.0) -> Array:
+    """The flat patches (patches, 24, 24) of a plane (H, W) that hold noise, their surfaces removed."""
+    patches = noisy_patches(plane)
+    residual = remove_surface(patches.astype(np.float64))
+    energy = np.square(residual).mean((1, 2))
+    noisy = energy > (ROUNDING * np.abs(plane).max(initial=0.0)) ** 2
+    if lowest_snr:
+        noisy &= patches.mean((1, 2)) > lowest_snr * np.sqrt(energy)
+    residual, energy = residual[noisy], energy[noisy]
+    if len(energy) < 2:
+        return residual
+    freedom = float(PATCH**2)
+    for _ in range(ROUNDS):
+        kept = energy <= largest_energy(energy, freedom)
+        freedom = degrees_of_freedom(pool(autocovariance(residual[kept])))
+    flat = np.flatnonzero(kept)
+    return residual[flat[np.linspace(0, len(flat) - 1, min(PATCHES_MAX, len(flat))).astype(int)]]
+
+
+def noisy_patches(plane: Plane) -> Plane:
+    """Patches (patches, 24, 24) on a grid, without those that are cut off, constant or coarsely rounded."""
+    if min(plane.shape) < PATCH:
+        return np.empty((0, PATCH, PATCH), np.float32)
+    patches = sliding_window_view(plane, (PATCH, PATCH))[::STEP, ::STEP].reshape(-1, PATCH, PATCH)
+    clipped = ((patches == plane.min()) | (patches == plane.max())).mean((1, 2))
+    tied = (patches[:, :, 1:] == patches[:, :, :-1]).mean((1, 2))
+    return np.asarray(patches[(clipped <= CLIPPED_SHARE) & (tied <= TIED_SHARE)])
+
+
+def largest_energy(energy: Array, freedom: float) -> float:
+    """Where energies stop being those of one noise level: its own spread above the flattest patches."""
+    spread = chi2.ppf(1 - FLATTEST, freedom) / chi2.ppf(FLATTEST, freedom)
+    few = np.sort(energy)[min(PATCHES_MIN, len(energy)) - 1]
+    return float(max(np.quantile(energy, FLATTEST) * spread, few))
+
+
+def degrees_of_freedom(correlation: Array) -> float:
+    """Independent values that a patch of noise of this correlation amounts to."""
+    return max(PATCH**2 / float(np.square(correlation).sum()), 2.0)
+
+
+def pool(covariance: Array) -> Array:
+    """One correlation (11, 11) from the autocovariances (patches, 15, 15) of patches without their surface."""
+    middle = (slice(None), slice(SOLVED, SOLVED + 1), slice(SOLVED, SOLVED + 1))
+    raw = np.median(covariance / covariance[middle], axis=0)
+    solved = restore_surface(raw)
+    cut = SOLVED - REACH
+    return np.clip(solved[cut:-cut, cut:-cut], -1.0, 1.0)
+
+
+def stride_of(correlation: Array) -> tuple[int, bool]:
+    """The smallest stride, 1 to 5, of pixel-shuffle downsampling that leaves noise (11, 11) white enough.
+
+    Every correlation at multiples of the stride is below 0.1; second result: whether one could be found.
+    """
+    reach = correlation.shape[0] // 2
+    for stride in range(1, STRIDE_MAX + 1):
+        lags = np.arange(-(reach // stride), reach // stride + 1) * stride + reach
+        left = np.abs(correlation[np.ix_(lags, lags)])
+        left[len(lags) // 2, len(lags) // 2] = 0.0
+        if left.max() < WHITE_ENOUGH:
+            return stride, True
+    return STRIDE_MAX, False
+
+
+def autocovariance(patches: Array) -> Array:
+    """Mean products of pixels at lags up to 7 (patches, 15, 15), of patches (patches, 24, 24) of mean 0."""
+    return _sums(patches, patches) / _pairs()
+
+
+def remove_surface(patches: Array) -> Array:
+    """Patches (patches, 24, 24) less their least-squares quadratic surface."""
+    basis = _surfaces()
+    flat = patches.reshape(-1, PATCH**2)
+    return np.asarray((flat - (flat @ basis) @ basis.T).reshape(patches.shape))
+
+
+def restore_surface(raw: Array) -> Array:
+    """Correlations (15, 15) with what went with the surface put back; 1 in the middle."""
+    solved = np.linalg.solve(surface_loss(), _half(raw))
+    whole = np.concatenate([solved, solved[-2::-1]]).reshape(raw.shape)
+    return np.asarray(whole / solved[-1])
+
+
+@lru_cache(maxsize=1)
+def surface_loss() -> Array:
+    """Matrix (113, 113) from true correlations to those left without the surface.
+
+    Lags are one half of the 15 x 15, the middle last; the other half is its mirror image. With B the surfaces
+    and S_k the shift by lag k, lag h keeps the sum of (1 - BB') S_k (1 - BB') along its diagonal.
+    """
+    images = _surfaces().T.reshape(-1, PATCH, PATCH)
+    side = 2 * SOLVED + 1
+    crossed = np.stack([_sums(images, other[None]) for other in images], axis=1)  # [m, n]: b_m[i] b_n[i + h]
+    columns = []
+    for number in range(side**2):
+        lag = (number // side - SOLVED, number % side - SOLVED)
+        before, after = _shift(images, lag), _shift(images, (-lag[0], -lag[1]))
+        lost = _sums(images, after).sum(0) + _sums(before, images).sum(0)
+        weight = crossed[:, :, lag[0] + SOLVED, lag[1] + SOLVED]
+        kept = np.einsum("mn,mnyx->yx", weight, crossed) - lost
+        kept[lag[0] + SOLVED, lag[1] + SOLVED] += _pairs()[lag[0] + SOLVED, lag[1] + SOLVED]
+        columns.append(_half(kept / _pairs()))
+    loss = np.stack(columns, axis=1)
+    mirrored = loss[:, : side**2 // 2] + loss[:, : side**2 // 2 : -1]
+    return np.concatenate([mirrored, loss[:, side**2 // 2, None]], axis=1)
+
+
+def _half(lags: Array) -> Array:
+    return lags.reshape(-1)[: lags.size // 2 + 1]
+
+
+def _shift(images: Array, lag: Sequence[int]) -> Array:
+    """images[i + lag] at i, 0 from outside."""
+    wide = np.pad(images, ((0, 0), (SOLVED, SOLVED), (SOLVED, SOLVED)))
+    rows, columns = (slice(SOLVED + d, SOLVED + d + PATCH) for d in lag)
+    return np.asarray(wide[:, rows, columns])
+
+
+def _sums(first: Array, second: Array) -> Array:
+    """Sums over i of first[i] second[i + h], (patches, 15, 15) for lags h up to 7."""
+    size = (PATCH + SOLVED + 1,) * 2
+    spectrum = np.conj(rfft2(first, s=size)) * rfft2(second, s=size)
+    lags = np.arange(-SOLVED, SOLVED + 1)
+    return np.asarray(irfft2(spectrum, s=size)[:, lags[:, None], lags[None, :]])
+
+
+@lru_cache(maxsize=1)
+def _pairs() -> Array:
+    """Pairs of pixels of a patch at each lag (15, 15)."""
+    count = PATCH - np.abs(np.arange(-SOLVED, SOLVED + 1))
+    return np.outer(count, count).astype(np.float64)
+
+
+@lru_cache(maxsize=1)
+def _surfaces() -> Array:
+    """Orthonormal basis (576, 6) of the quadratic surfaces on a patch."""
+    y, x = np.mgrid[-1 : 1 : PATCH * 1j, -1 : 1 : PATCH * 1j].reshape(2, -1)
+    return np.asarray(np.linalg.qr(np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1))[0])
