@@ -1,0 +1,53 @@
+"""A blind-spot network on whole images of any size, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from models.networks.subsampling import Subsampled, random_masks, replaced
+
+
+def reach(network: nn.Module) -> int:
+    """How far, in pixels, an output sees: the longest branch, each convolution by its padding.
+
+    An upper bound. Attention sees further; its tiles are an approximation.
+    """
+    branches = network.branches
+    assert isinstance(branches, nn.ModuleList)
+    return max(sum(int(m.padding[0]) for m in each.modules() if isinstance(m, nn.Conv2d)) for each in branches)
+
+
+def spans(length: int, tile: int, halo: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Along one axis: what a tile reads, what of that it keeps, and where that goes."""
+    for start in range(0, length, tile):
+        stop = min(start + tile, length)
+        first, last = max(0, start - halo), min(length, stop + halo)
+        yield slice(first, last), slice(start - first, stop - first), slice(start, stop)
+
+
+@torch.no_grad()
+def predict(network: nn.Module, image: Tensor, stride: int, tile: int) -> tuple[Tensor, Tensor]:
+    """(mean, model variance) of image (1, 1, H, W), both (1, 1, H, W), float32.
+
+    Under pixel-shuffle downsampling by `stride`, in tiles of `tile` pixels plus as much border as the
+    network sees: the result is that of the whole image at once.
+    """
+    subsampled = Subsampled(network, stride)
+    halo = reach(network) * stride
+    results = torch.empty_like(image), torch.empty_like(image)
+    for rows_in, rows_kept, rows_out in spans(image.shape[-2], tile, halo):
+        for columns_in, columns_kept, columns_out in spans(image.shape[-1], tile, halo):
+            outputs = subsampled(image[..., rows_in, columns_in])
+            for result, output in zip(results, outputs, strict=True):
+                result[..., rows_out, columns_out] = output[..., rows_kept, columns_kept]
+    return results
+
+
+@torch.no_grad()
+def refine(network: nn.Module, image: Tensor, mean: Tensor, tile: int) -> Tensor:
+    """The mean (1, 1, H, W) after AP-BSN's random replacing refinement, with fixed masks."""
+    masks = random_masks(image.shape[-2], image.shape[-1])
+    return replaced(lambda mixed: predict(network, mixed, 1, tile)[0], image, mean, masks)
