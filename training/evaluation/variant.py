@@ -1,4 +1,4 @@
-"""What `--model` and `--specialist` name: bundles by reference or by folder, each under a name for the tables."""
+"""What `--model` and `--specialist` name, each under a name for the tables: bundles, trained runs, stage 1 of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from models.bundle import MANIFEST, Bundle, find_bundle, read_bundle
+from training.evaluation.preliminary import WEIGHTS, PreliminaryRestorer
+from training.report.model import RunModel
 from training.restorer import LocalBundle, Restorer
+from training.train import RUN
 
 DEFAULT = "MedRestore"  # what a model is called that was given no name
 
@@ -30,5 +33,15 @@ def read_variants(texts: Iterable[str], repository: Path, threads: int) -> dict[
         name, place = (name, place) if separator else (DEFAULT, text)
         if name in found:
             raise ValueError(f"--model {text!r}: {name!r} is given twice; write NAME=PLACE")
-        found[name] = LocalBundle(find_variant(place, repository), threads)
+        found[name] = read_variant(place, repository, threads)
     return found
+
+
+def read_variant(place: str, repository: Path, threads: int) -> Restorer:
+    """A bundle; or, of a folder, what `medrestore train` left there, or the stage 1 of a pipeline run."""
+    path = Path(place)
+    if (path / WEIGHTS).is_file():
+        return PreliminaryRestorer(path)
+    if (path / RUN).is_file():
+        return RunModel(path)
+    return LocalBundle(find_variant(place, repository), threads)

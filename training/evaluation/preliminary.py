@@ -1,0 +1,70 @@
+"""Stage 1 of a pipeline run as a restorer: what a blind-spot network alone makes of an image."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.networks.denoiser import noise_map
+from models.networks.registry import build_network
+from training.config import build
+from training.data.noise import NoiseLaw, Plane
+from training.noise.correlation import measure_correlation, stride_of
+from training.pipeline.inference import predict
+from training.pipeline.learner import NoiseFunction, Preliminary, PreliminaryConfig
+from training.pipeline.noise_table import NoiseTable
+from training.pipeline.posterior import posterior_mean
+from training.pipeline.record import NoisyImage
+from training.pipeline.restoration import Restoration, restore
+
+RUN, WEIGHTS = "pipeline.json", Path("preliminary", "weights.pt")
+
+
+class PreliminaryRestorer:
+    """Runs the blind-spot network of OUT/preliminary on images that it was not trained on.
+
+    Blind, an image is treated as stage 1 treats one of its test images: its noise law is fitted to it.
+    Told the law, that is used. The pixel-shuffle stride follows from the noise correlation measured on
+    the image, as stage 0 measures it on a set; no larger than the run's own for denoising.
+    """
+
+    def __init__(self, out: Path) -> None:
+        record = json.loads((out / RUN).read_text(encoding="utf-8"))
+        self.config = build(PreliminaryConfig, record["config"]["preliminary"], f"{RUN}: preliminary")
+        state = torch.load(out / WEIGHTS, map_location="cpu", weights_only=True)
+        network = build_network(self.config.network, self.config.options)
+        table = state.get("noise.initial")
+        self.model = Preliminary(network, NoiseFunction() if table is None else NoiseTable(torch.ones_like(table)))
+        self.model.load_state_dict(state)
+        self.model.eval().requires_grad_(False)
+
+    def restore(self, plane: Plane, *, eight_bit: bool = False, law: NoiseLaw | None = None) -> Plane:
+        """The posterior mean (H, W)."""
+        del eight_bit  # nothing is encoded on the way
+        if law is None:
+            return self.blind(plane).image
+        noisy = torch.from_numpy(np.ascontiguousarray(plane))[None, None]
+        stride = min(stride_in(plane), self.config.inference_stride)
+        mean, model_variance = predict(self.model.network, noisy, stride, self.config.tile)
+        noise = noise_map(mean, torch.from_numpy(law.parameters)[None])
+        restored: Plane = posterior_mean(noisy, mean, model_variance, noise**2)[0, 0].numpy()
+        return restored
+
+    def noise_level(self, plane: Plane) -> float:
+        """The level at the image's median signal, as the noise table has it."""
+        return self.blind(plane).row.level
+
+    def blind(self, plane: Plane) -> Restoration:
+        """What stage 1 makes of a plane."""
+        rows, columns = plane.shape
+        image = NoisyImage("", "", "", "", "", "", "", "test", rows, columns, low=0.0, high=1.0)
+        return restore(self.model, image, np.ascontiguousarray(plane), stride_in(plane), None, self.config)
+
+
+def stride_in(plane: Plane) -> int:
+    """The stride that leaves the noise of a plane white enough; 1 where it has too few flat patches to tell."""
+    correlation = measure_correlation([plane])
+    return 1 if correlation is None else stride_of(correlation)[0]
