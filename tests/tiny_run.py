@@ -12,6 +12,8 @@ import torch
 from training.config import Fit, TrainConfig
 from training.data.noise import Kernel, NoiseLaw, Plane, add_noise, kernel_correlation
 from training.data.source import SourceConfig
+from training.noise.mixture import Mixture
+from training.noise.population import LearnedPopulation, SetPopulation, write_population
 from training.pipeline.record import (
     PRELIMINARY_IMAGES,
     Audit,
@@ -25,6 +27,7 @@ from training.pipeline.record import (
     write_plane,
     write_table,
 )
+from training.pipeline.stage import STAGES, Fingerprint, finish, provenance
 from training.train import RUN, WEIGHTS, build_graph
 
 BOX = (np.outer([1, 2, 1], [1, 2, 1]) / 6).astype(np.float32)  # a kernel (3, 3) of unit energy
@@ -93,7 +96,7 @@ def sorted_lag(down: int, across: int) -> tuple[int, int]:
 
 
 def write_stages(out: Path, images: int = 6) -> Path:
-    """`audit`, `preliminary` and `profound` below `out`; `images` of each set."""
+    """The four stages below `out`, marked as done; `images` of each set."""
     names = [name for name in SETS for _ in range(images)]
     noisy, rows = zip(*(write_noisy(out, number, name) for number, name in enumerate(names)), strict=True)
     clean = []
@@ -106,8 +109,32 @@ def write_stages(out: Path, images: int = 6) -> Path:
     refused = (Refusal(f"{SECRET}/broken.dcm", "not an image"), Refusal(f"{SECRET}/colour.png", "constant"))
     write_audit(out, Audit(noisy, tuple(clean), refused, sets, ("few images",)))
     write_table(out, list(rows))
+    write_population(out / "synthesis" / "population.json", LearnedPopulation(tuple(map(set_population, SETS))))
     write_profound(out / "profound", CONFIG)
+    for stage in STAGES[:-1]:
+        mark_done(out, stage)
+    config = {"seed": 0, "audit": {"include": [SECRET], "smallest": 64}, "report": {"scores": f"/{SECRET}"}}
+    folders = {"noisy": f"/{SECRET}/noisy", "clean": f"/{SECRET}/clean"}
+    write_json(
+        out / "pipeline.json", {"preset": "smoke", "seed": 0, "config": config, "folders": folders, **provenance()}
+    )
     return out
+
+
+def mark_done(out: Path, stage: str) -> None:
+    """Marks a stage as finished, whatever it was made from."""
+    made = Fingerprint({}, 0, {"noisy": "a" * 64, "clean": "b" * 64})
+    finish(out, stage, made, {**provenance(), "seconds": 1.0, "processes": 1})
+
+
+def set_population(name: str) -> SetPopulation:
+    """Images of about one level."""
+    modality, kernel = SETS[name]
+    level = np.log([LEVEL**2 / 10, LEVEL**2])
+    density = Mixture(np.ones(1), level[None], np.full((1, 2, 2), 0.01) + 0.01 * np.eye(2))
+    return SetPopulation(
+        name, modality, 1.0, False, density, level - 0.3, level + 0.3, () if kernel is None else (kernel,)
+    )
 
 
 def write_profound(run: Path, config: TrainConfig) -> None:

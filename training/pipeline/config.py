@@ -12,7 +12,7 @@ from typing import Any
 
 from training.config import build, parse_override
 from training.pipeline.audit import AuditConfig
-from training.pipeline.preliminary import PreliminaryConfig
+from training.pipeline.learner import PreliminaryConfig
 from training.pipeline.profound import ProfoundConfig
 from training.pipeline.synthesis import SynthesisConfig
 from training.report.config import ReportConfig

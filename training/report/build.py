@@ -39,7 +39,7 @@ def run(out: Path, config: ReportConfig, *, seed: int) -> None:
     """Measures and writes both files. Raises FileNotFoundError where a stage before has not been run."""
     report, restored = measure(out, config, seed)
     write_json(out / "report" / JSON, report)
-    write_html(out / "report" / HTML, report, restored, config)
+    write_html(out / "report" / HTML, read_report(out), restored, config)
 
 
 def measure(out: Path, config: ReportConfig, seed: int) -> tuple[dict[str, Any], dict[str, list[Restored]]]:
@@ -187,14 +187,14 @@ def curves_section(out: Path) -> dict[str, Any]:
     """Training curves, thinned out: stage -> quantity -> log -> [[step, value], ...]."""
     found: dict[str, Any] = {}
     for stage in STAGES:
-        for path in sorted((out / stage).rglob("log.csv")):
+        paths = sorted((out / stage).rglob("log.csv"))
+        for path in [p for p in paths if p.parent != out / stage] or paths:
             name = path.parent.relative_to(out / stage).as_posix()
             with path.open(newline="") as stream:
                 for row in csv.DictReader(stream):
                     if row["key"] != "seconds":
                         quantity = found.setdefault(stage, {}).setdefault(row["key"], {})
-                        label = stage if name == "." else name
-                        quantity.setdefault(label, []).append([int(row["step"]), float(row["value"])])
+                        quantity.setdefault(name, []).append([int(row["step"]), float(row["value"])])
     for stage in found.values():
         for quantity in stage.values():
             for label, rows in quantity.items():
