@@ -32,7 +32,7 @@ class SelfSimilarity(nn.Module):
         super().__init__()
         if channels % heads:
             raise ValueError(f"channels {channels} must be a multiple of heads {heads}")
-        self.stride, self.heads = stride, heads
+        self.channels, self.stride, self.heads = channels, stride, heads
         self.weight = nn.Parameter(torch.empty(channels, channels))
         self.temperature = nn.Parameter(torch.full((heads,), math.log(10.0)))  # logarithm of the factor
         nn.init.xavier_uniform_(self.weight)
@@ -40,11 +40,11 @@ class SelfSimilarity(nn.Module):
     def split(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> tokens (B s^2, heads, N, C / heads), one sequence per phase."""
         phases = fold(x, self.stride)
-        return phases.reshape(phases.shape[0], self.heads, x.shape[1] // self.heads, -1).transpose(2, 3)
+        return phases.reshape(phases.shape[0], self.heads, self.channels // self.heads, -1).transpose(2, 3)
 
     def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (with the temperature) and keys, (B s^2, heads, N, C / heads); key mask (B s^2, 1, 1, N)."""
-        normalised = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2])  # over channels alone
+        normalised = F.layer_norm(x.permute(0, 2, 3, 1), (self.channels,))  # over channels alone
         token = self.split(F.linear(normalised, self.weight).permute(0, 3, 1, 2))
         key = token * torch.rsqrt((token**2).sum(dim=-1, keepdim=True) + 1e-12)
         factor = torch.exp(self.temperature).clamp(max=LARGEST_TEMPERATURE)[:, None, None]
@@ -62,7 +62,7 @@ class SelfSimilarity(nn.Module):
         mask = mask.expand(-1, -1, query.shape[2], -1)
         mixed = F.scaled_dot_product_attention(query, key, self.split(x), attn_mask=mask, scale=1.0)
         side = (rows + self.stride - 1) // self.stride  # rows of a phase
-        phases = mixed.transpose(2, 3).reshape(mixed.shape[0], x.shape[1], side, -1)
+        phases = mixed.transpose(2, 3).reshape(mixed.shape[0], self.channels, side, -1)
         return unfold(phases, self.stride, rows, columns)
 
 

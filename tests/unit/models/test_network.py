@@ -1,4 +1,4 @@
-"""Every registered network: shapes, gradients, homogeneity, determinism, export at odd sizes."""
+"""The networks of the denoise and super-resolve bundles: what is promised beyond `test_registry`."""
 
 from __future__ import annotations
 
@@ -6,87 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from models.networks.denoiser import LIMIT, Denoiser, condition_of, noise_map
+from models.networks.denoiser import LIMIT, Denoiser, noise_map
 from models.networks.noise_level import NoiseLevel
-from models.networks.registry import NETWORKS, build_network
 from models.networks.ssformer import Attention
 from models.networks.superresolution import ResidualUpscaler
 from models.networks.unet import NoiseMapUNet
-from training.config import Fit, TrainConfig
-from training.data.source import SourceConfig
-from training.export import BATCHES, SHAPES, export_onnx, export_torchscript, fold, graph_of, parity
+from tests.small_network import DENOISERS, image, law, small, told
 
-SMALL = {
-    "noise-level": {"channels": 16, "depth": 2},
-    "noise-map-unet": {"channels": [8, 8, 16], "blocks": [1, 1, 1, 1, 1]},
-    "residual-upscaler": {"scale": 2, "channels": 8, "blocks": 2},
-    "ssformer": {"channels": 16, "groups": 1, "blocks": 2, "unshuffle": 2},
-}
-DENOISERS = ("noise-map-unet", "ssformer")
 GAINS = (1 / 64, 1 / 8, 4.0)
-
-
-def small(name: str, seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    network = build_network(name, SMALL[name])
-    for parameter in network.parameters():  # zero-initialised layers would hide what lies before them
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.05)
-    return network.eval()
-
-
-def image(rows: int = 48, columns: int = 56, batch: int = 1) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(rows * columns)
-    return 0.4 + 0.1 * torch.randn(batch, 1, rows, columns, generator=generator)
-
-
-def law(slope: float, offset: float, floor: float) -> torch.Tensor:
-    """Parameters (1, 7) of somewhat coloured noise."""
-    return torch.tensor([[slope, offset, floor, 0.5, 0.3, 0.1, -0.1]])
-
-
-def told(rows: int, columns: int) -> torch.Tensor:
-    """What a network is told of noise of level 0.1."""
-    return condition_of(torch.full((1, 1, rows, columns), 0.1), law(0.0, 0.01, 0.0))
-
-
-def configuration(name: str) -> TrainConfig:
-    """A configuration that would train this network."""
-    task = "superresolve" if name == "residual-upscaler" else "denoise"
-    fit = Fit(network=name, options=SMALL[name])
-    return TrainConfig(
-        name="test",
-        task=task,
-        summary="",
-        restore=fit,
-        estimate=fit if task == "denoise" else None,
-        scale=2 if task == "superresolve" else 1,
-        sources=(SourceConfig("none", "."),),
-    )
-
-
-def graph(name: str):
-    network = small(name)
-    label = "estimate" if name == "noise-level" else "restore"
-    return graph_of(configuration(name), label, fold(Denoiser(network) if name in DENOISERS else network))
-
-
-def test_every_network_is_tested() -> None:
-    assert set(SMALL) == set(NETWORKS)
-
-
-def test_unknown_network_is_named() -> None:
-    with pytest.raises(ValueError, match="no network 'unet'; known: noise-level"):
-        build_network("unet", {})
-
-
-@pytest.mark.parametrize("name", sorted(SMALL))
-def test_every_parameter_gets_a_gradient(name: str) -> None:
-    network = small(name)
-    arguments = (image(), told(48, 56)) if name in DENOISERS else (image(),)
-    network(*arguments).square().sum().backward()
-    silent = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.any()]
-    assert silent == []
 
 
 @pytest.mark.parametrize("name", DENOISERS)
@@ -219,25 +146,6 @@ def test_upscaler_keeps_constants_and_size(scale: int) -> None:
         out = network(torch.full((2, 1, 7, 5), 0.6))
     assert out.shape == (2, 1, 7 * scale, 5 * scale)
     torch.testing.assert_close(out, torch.full_like(out, 0.6), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("name", sorted(SMALL))
-def test_onnx_equals_eager(name: str, tmp_path) -> None:
-    exported = graph(name)
-    export_onnx(exported, tmp_path / "graph.onnx")
-    assert parity(exported, "onnx", tmp_path / "graph.onnx") <= 1e-4
-
-
-@pytest.mark.parametrize("name", sorted(SMALL))
-def test_torchscript_equals_eager(name: str, tmp_path) -> None:
-    exported = graph(name)
-    export_torchscript(exported, tmp_path / "graph.ts")
-    assert parity(exported, "torchscript", tmp_path / "graph.ts") <= 1e-4
-
-
-def test_parity_covers_what_it_promises() -> None:
-    assert len(SHAPES) == 4
-    assert BATCHES == (1, 3, 8)
 
 
 def test_noise_level_has_spatial_support() -> None:
