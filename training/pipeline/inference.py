@@ -9,15 +9,7 @@ from torch import Tensor, nn
 
 from models.networks.subsampling import Subsampled, random_masks, replaced
 
-
-def reach(network: nn.Module) -> int:
-    """How far, in pixels, an output sees: the longest branch, each convolution by its padding.
-
-    An upper bound. Attention sees further; its tiles are an approximation.
-    """
-    branches = network.branches
-    assert isinstance(branches, nn.ModuleList)
-    return max(sum(int(m.padding[0]) for m in each.modules() if isinstance(m, nn.Conv2d)) for each in branches)
+ATTENDED = 32  # pixels of a sub-image
 
 
 def spans(length: int, tile: int, halo: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -33,10 +25,12 @@ def predict(network: nn.Module, image: Tensor, stride: int, tile: int) -> tuple[
     """(mean, model variance) of image (1, 1, H, W), both (1, 1, H, W), float32.
 
     Under pixel-shuffle downsampling by `stride`, in tiles of `tile` pixels plus as much border as the
-    network sees: the result is that of the whole image at once.
+    network sees: the result is that of the whole image at once. Attention has no such limit; its tiles
+    are given `ATTENDED` pixels, in which most of what resembles a pixel lies.
     """
     subsampled = Subsampled(network, stride)
-    halo = reach(network) * stride
+    halo = (ATTENDED if network.radius is None else network.radius) * stride  # type: ignore[operator]
+    tile = -(-tile // stride) * stride  # tiles that start where a phase does are filled up as the whole image is
     results = torch.empty_like(image), torch.empty_like(image)
     for rows_in, rows_kept, rows_out in spans(image.shape[-2], tile, halo):
         for columns_in, columns_kept, columns_out in spans(image.shape[-1], tile, halo):
