@@ -15,12 +15,12 @@ import torch
 
 from training.data.noise import Kernel
 from training.evaluation import ablation, coloured, denoise, estimate, level, network, pair, real
-from training.evaluation.case import degrade_all, white
+from training.evaluation.case import degrade, degrade_all, white
 from training.evaluation.image import SETS, HeldBack, read_group
 from training.evaluation.kernel import measure_kernels
 from training.evaluation.score import Comparisons
 from training.evaluation.superresolution import superresolution_table
-from training.evaluation.table import Table, markdown
+from training.evaluation.table import Table, markdown, plain
 from training.evaluation.variant import DEFAULT, read_variants
 from training.restorer import Restorer, Service
 
@@ -114,7 +114,8 @@ def estimate_tables(options: argparse.Namespace) -> Tables:
     noises = estimate.noises(read_kernels(options), options.levels)
     estimators = {name: restorer.noise_level for name, restorer in read_restorers(options).items()}
     table = estimate.estimate_table(degrade_all(images, noises), estimators)
-    return {"estimate": table, "estimate_cost": estimate.cost_table(images[0].plane, estimators)}
+    noisy = degrade(images[0], white(25.0)).noisy
+    return {"estimate": table, "estimate_cost": estimate.cost_table(noisy, estimators)}
 
 
 def real_tables(options: argparse.Namespace) -> Tables:
@@ -219,5 +220,5 @@ def main(argv: list[str]) -> int:
     for title, rows in tables.items():
         print(f"\n{title}\n\n{markdown(rows)}")
     if options.json:
-        options.json.write_text(json.dumps(tables, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(plain(tables), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -40,3 +41,12 @@ def markdown(rows: Table) -> str:
 
 def holds_table(rows: Table, column: str) -> bool:
     return any(isinstance(row.get(column), dict) for row in rows)
+
+
+def plain(value: Any) -> Any:
+    """A value that strict JSON can hold: the PSNR of equal images, which is infinite, becomes null."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

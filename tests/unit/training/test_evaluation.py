@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,14 @@ from training.data.noise import Kernel, NoiseLaw, Plane
 from training.evaluation.ablation import ablation_table, noises
 from training.evaluation.case import Noise, coloured, degrade, degrade_all, poisson_gaussian, white
 from training.evaluation.coloured import coloured_table
+from training.evaluation.command import main
 from training.evaluation.denoise import denoising_table, hounsfield_table, untouched_table
 from training.evaluation.estimate import cost_table, estimate_table
 from training.evaluation.image import HeldBack, read_group
 from training.evaluation.level import level_table
 from training.evaluation.score import Comparisons
 from training.evaluation.superresolution import superresolution_table
-from training.evaluation.table import markdown
+from training.evaluation.table import markdown, plain
 from training.metric import psnr, ssim
 
 CROSS = np.array([[0, 1, 0], [1, 2, 1], [0, 1, 0]], np.float32) / np.float32(np.sqrt(8))
@@ -203,3 +205,30 @@ def test_sets_are_read_from_their_file(tmp_path: Path) -> None:
         ("A", "2.png", (8, 12)),
         ("A", "4.png", (8, 12)),
     ]
+
+
+def test_tables_become_strict_json_and_markdown() -> None:
+    rows = [{"set": "A", "score": [float("inf"), 1.0], "all": {"x": [0.5]}}, {"set": "B", "gain": None, "n": 0.123456}]
+    assert json.loads(json.dumps(plain(rows), allow_nan=False))[0]["score"] == [None, 1.0]
+    assert markdown(rows).splitlines() == [
+        "| set | score | gain | n |",
+        "| --- | --- | --- | --- |",
+        "| A | inf / 1.000 |  |  |",
+        "| B |  |  | 0.1235 |",
+    ]
+
+
+def test_the_command_prints_a_table_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a").mkdir()
+    Image.fromarray((255 * picture()).astype(np.uint8)).save(tmp_path / "a" / "0.png")
+    sets = tmp_path / "sets.toml"
+    sets.write_text('[[photographs]]\nname = "A"\nfolder = "a"\n')
+    out = tmp_path / "levels.json"
+    words = ["levels", "--data", tmp_path, "--sets", sets, "--levels", "25", "--threads", "1", "--json", out]
+    assert main([*map(str, words), "--model", "v1=denoise@1", "--specialist", "25=denoise@1"]) == 0
+    (row,) = json.loads(out.read_text())["levels"]
+    assert row["v1"][0] > row["noisy"][0] + 5
+    assert row["v1 behind"] == 0
+    assert "| A | 25 | 1 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["nonsense"])

@@ -13,7 +13,7 @@ from training.comparator import denoiser
 from training.data.noise import NoiseLaw, Plane, correlations, kernel_of_amplitude, unit_noise
 from training.evaluation.flat import correlation, flat_pair, level
 from training.evaluation.image import HeldBack
-from training.evaluation.kernel import kernel_of_correlation, measure_kernels
+from training.evaluation.kernel import measure_kernels
 from training.evaluation.pair import LEVELS, find_pairs, fitted, pair_table
 from training.evaluation.real import real_table, untouched_table
 from training.evaluation.score import Comparisons
@@ -95,14 +95,6 @@ def test_measured_kernels_make_the_noise_they_were_measured_on() -> None:
     assert correlations(kernel) == pytest.approx(correlations(true), abs=0.05)
     with pytest.raises(ValueError, match="empty: too few flat patches"):
         measure_kernels([HeldBack("empty", "a", np.zeros((30, 30), np.float32))])
-
-
-def test_white_correlation_gives_the_identity_kernel() -> None:
-    white = np.zeros((11, 11))
-    white[5, 5] = 1
-    kernel = kernel_of_correlation(white)
-    assert kernel[7, 7] == pytest.approx(1)
-    assert np.abs(kernel).sum() == pytest.approx(1, abs=1e-5)
 
 
 def save(path: Path, plane: Plane) -> None:
