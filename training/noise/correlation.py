@@ -3,9 +3,9 @@
 The service's report (`models.imaging.correlation`) gives four lags of one image; stages 0 and 2 need the whole
 neighbourhood, pooled over a set. The method is that module's, made exact where it approximates:
 
-- Patches of 24 x 24 pixels lose their quadratic surface. Of an image's patches those are kept whose energy one
-  noise level explains: up to the spread that noise of the correlation found has by itself. (The flattest tenth
-  would prefer patches whose slow noise happens to be small, and so understate strongly correlated noise.)
+- Patches of 24 x 24 pixels lose their quadratic surface; an image's flattest tenth is kept. Where a denoised
+  image tells flat from not, the patches are chosen on it instead: the flattest noisy patches are partly those whose
+  slow noise happens to be small.
 - Removing the surface removes slow noise. What is left at each lag is a linear function of the true
   correlations, `surface_loss`, which is inverted.
 - Patches are pooled by the median of their correlations, which a few with fine structure do not move.
@@ -20,7 +20,6 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from scipy.fft import irfft2, rfft2
-from scipy.stats import chi2
 
 from training.data.noise import Plane
 
@@ -31,12 +30,11 @@ STEP = 12  # between patches
 REACH = 5  # lags of the result: -5 to 5 both ways
 SOLVED = 7  # lags that the inversion takes as other than 0
 PATCHES_MIN = 8  # fewer say nothing
-PATCHES_MAX = 400  # of one image, so that a large image is not the whole set
+GRID_MAX = 32  # patches along one axis of a large plane
+FLAT_SHARE = 0.1  # of a plane's patches
 CLIPPED_SHARE = 0.05  # of a patch's pixels that may have the plane's smallest or largest value
 TIED_SHARE = 0.5  # of neighbours that may be equal: more is background or coarse rounding
 ROUNDING = 1e-6  # of the plane's largest magnitude: what float32 arithmetic alone leaves
-FLATTEST = 0.1  # quantile of the patch energies that stands for noise alone
-ROUNDS = 3  # of choosing patches and measuring
 STRIDE_MAX = 5
 WHITE_ENOUGH = 0.1  # correlation that a blind spot of one pixel stands
 
@@ -47,54 +45,49 @@ def measure_correlation(planes: Iterable[Plane], lowest_snr: float = 0.0) -> Arr
     With `lowest_snr` only patches count whose mean is that many of their own deviations above 0: the noise of
     MR magnitude images is not Gaussian in the dark. None where fewer than 8 patches hold noise.
     """
-    kept = [lags for plane in planes if len(lags := flat_autocovariance(plane, lowest_snr))]
-    return pool(np.concatenate(kept)) if sum(map(len, kept)) >= PATCHES_MIN else None
+    return correlation_of_patches([flat_patches(plane, lowest_snr) for plane in planes])
 
 
-def flat_autocovariance(plane: Plane, lowest_snr: float = 0.0) -> Array:
-    """Autocovariances (patches, 15, 15) of one plane's flat patches, surfaces removed; maybe no patch."""
-    return autocovariance(flat_patches(plane, lowest_snr))
+def correlation_of_patches(patches: Sequence[Array]) -> Array | None:
+    """Noise correlation (11, 11) of several planes' patches, each (patches, 24, 24) without its surface."""
+    lags = [autocovariance(chunk) for chunk in patches if len(chunk)]
+    return pool(np.concatenate(lags)) if sum(map(len, lags)) >= PATCHES_MIN else None
 
 
-def flat_patches(plane: Plane, lowest_snr: float = 0.0) -> Array:
-    """The flat patches (patches, 24, 24) of a plane (H, W) that hold noise, their surfaces removed."""
-    patches = noisy_patches(plane)
-    residual = remove_surface(patches.astype(np.float64))
+def flat_patches(plane: Plane, lowest_snr: float = 0.0, smooth: Plane | None = None) -> Array:
+    """The flat patches (patches, 24, 24) of a plane (H, W) that hold noise, their surfaces removed.
+
+    `smooth`: the plane without its noise; flat is then where that is flat, and what is measured is the difference.
+    """
+    patches, kept = noisy_patches(plane)
+    noise = patches if smooth is None else grid(plane - smooth)[kept]
+    residual = remove_surface(noise)
     energy = np.square(residual).mean((1, 2))
     noisy = energy > (ROUNDING * np.abs(plane).max(initial=0.0)) ** 2
     if lowest_snr:
         noisy &= patches.mean((1, 2)) > lowest_snr * np.sqrt(energy)
+    if smooth is not None:
+        energy = np.square(remove_surface(grid(smooth)[kept])).mean((1, 2))
     residual, energy = residual[noisy], energy[noisy]
-    if len(energy) < 2:
-        return residual
-    freedom = float(PATCH**2)
-    for _ in range(ROUNDS):
-        kept = energy <= largest_energy(energy, freedom)
-        freedom = degrees_of_freedom(pool(autocovariance(residual[kept])))
-    flat = np.flatnonzero(kept)
-    return residual[flat[np.linspace(0, len(flat) - 1, min(PATCHES_MAX, len(flat))).astype(int)]]
+    count = max(round(FLAT_SHARE * len(energy)), min(PATCHES_MIN, len(energy)))
+    return residual[np.sort(np.argsort(energy, kind="stable")[:count])]
 
 
-def noisy_patches(plane: Plane) -> Plane:
-    """Patches (patches, 24, 24) on a grid, without those that are cut off, constant or coarsely rounded."""
+def grid(plane: Plane) -> Plane:
+    """Patches (patches, 24, 24), 12 pixels apart or more where the plane is large; none of a smaller plane."""
     if min(plane.shape) < PATCH:
         return np.empty((0, PATCH, PATCH), np.float32)
-    patches = sliding_window_view(plane, (PATCH, PATCH))[::STEP, ::STEP].reshape(-1, PATCH, PATCH)
+    rows, columns = (max(STEP, -(-(side - PATCH) // GRID_MAX)) for side in plane.shape)
+    return sliding_window_view(plane, (PATCH, PATCH))[::rows, ::columns].reshape(-1, PATCH, PATCH)
+
+
+def noisy_patches(plane: Plane) -> tuple[Plane, NDArray[np.bool_]]:
+    """Patches of the grid that are not cut off, constant or coarsely rounded, and which of the grid they are."""
+    patches = grid(plane)
     clipped = ((patches == plane.min()) | (patches == plane.max())).mean((1, 2))
     tied = (patches[:, :, 1:] == patches[:, :, :-1]).mean((1, 2))
-    return np.asarray(patches[(clipped <= CLIPPED_SHARE) & (tied <= TIED_SHARE)])
-
-
-def largest_energy(energy: Array, freedom: float) -> float:
-    """Where energies stop being those of one noise level: its own spread above the flattest patches."""
-    spread = chi2.ppf(1 - FLATTEST, freedom) / chi2.ppf(FLATTEST, freedom)
-    few = np.sort(energy)[min(PATCHES_MIN, len(energy)) - 1]
-    return float(max(np.quantile(energy, FLATTEST) * spread, few))
-
-
-def degrees_of_freedom(correlation: Array) -> float:
-    """Independent values that a patch of noise of this correlation amounts to."""
-    return max(PATCH**2 / float(np.square(correlation).sum()), 2.0)
+    kept = (clipped <= CLIPPED_SHARE) & (tied <= TIED_SHARE)
+    return patches[kept], kept
 
 
 def pool(covariance: Array) -> Array:
@@ -126,10 +119,12 @@ def autocovariance(patches: Array) -> Array:
     return _sums(patches, patches) / _pairs()
 
 
-def remove_surface(patches: Array) -> Array:
-    """Patches (patches, 24, 24) less their least-squares quadratic surface."""
+def remove_surface(patches: Plane) -> Plane:
+    """Patches (patches, 24, 24), float32, less their least-squares quadratic surface."""
     basis = _surfaces()
-    flat = patches.reshape(-1, PATCH**2)
+    flat = patches.reshape(-1, PATCH**2).astype(np.float32)
+    basis = basis.astype(np.float32)
+    flat -= flat.mean(axis=1, keepdims=True)  # what is constant is large beside the noise
     return np.asarray((flat - (flat @ basis) @ basis.T).reshape(patches.shape))
 
 

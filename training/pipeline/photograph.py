@@ -13,13 +13,13 @@ from models.errors import ImageError
 from training.comparator.noise_level import wavelet
 from training.data.noise import Plane
 from training.data.source import area_reduce, read_plane
-from training.noise.correlation import flat_patches
+from training.noise.correlation import noisy_patches, remove_surface
 from training.pipeline.intake import list_files
 from training.pipeline.partition import partition
 from training.pipeline.record import CleanImage, Refusal, write_plane
 
 CLEAN = Path("audit", "clean")
-FLAT_SHARE = 0.1  # of the flat patches
+FLAT_SHARE = 0.05  # of the patches
 
 
 class CleanConfig(Protocol):
@@ -96,7 +96,6 @@ def own_noise(plane: Plane) -> float:
 
     Texture raises either, noise both.
     """
-    patches = flat_patches(plane)
-    energy = np.square(patches).mean((1, 2))
+    energy = np.square(remove_surface(noisy_patches(plane)[0])).mean((1, 2))
     flat = float(np.sqrt(np.quantile(energy, FLAT_SHARE))) if len(energy) else np.inf
     return min(wavelet(plane), flat)
