@@ -3,7 +3,7 @@
 The service's report (`models.imaging.correlation`) gives four lags of one image; stages 0 and 2 need the whole
 neighbourhood, pooled over a set. The method is that module's, made exact where it approximates:
 
-- Patches of 24 x 24 pixels lose their quadratic surface; an image's flattest tenth is kept. Where a denoised
+- Patches of 24 x 24 pixels lose their quadratic surface; an image's flattest twentieth is kept. Where a denoised
   image tells flat from not, the patches are chosen on it instead: the flattest noisy patches are partly those whose
   slow noise happens to be small.
 - Removing the surface removes slow noise. What is left at each lag is a linear function of the true
@@ -31,11 +31,12 @@ REACH = 5  # lags of the result: -5 to 5 both ways
 SOLVED = 7  # lags that the inversion takes as other than 0
 PATCHES_MIN = 8  # fewer say nothing
 GRID_MAX = 32  # patches along one axis of a large plane
-FLAT_SHARE = 0.1  # of a plane's patches
+FLAT_SHARE = 0.05  # of a plane's patches
 CLIPPED_SHARE = 0.05  # of a patch's pixels that may have the plane's smallest or largest value
 TIED_SHARE = 0.5  # of neighbours that may be equal: more is background or coarse rounding
 ROUNDING = 1e-6  # of the plane's largest magnitude: what float32 arithmetic alone leaves
 STRIDE_MAX = 5
+STRIDE_TOLERANCE = 0.05
 WHITE_ENOUGH = 0.1  # correlation that a blind spot of one pixel stands
 
 
@@ -102,16 +103,21 @@ def pool(covariance: Array) -> Array:
 def stride_of(correlation: Array) -> tuple[int, bool]:
     """The smallest stride, 1 to 5, of pixel-shuffle downsampling that leaves noise (11, 11) white enough.
 
-    Every correlation at multiples of the stride is below 0.1; second result: whether one could be found.
+    White enough is below 0.1 at every multiple of the stride. Where no stride gets there (second result False),
+    it is the smallest that comes within 0.05 of the best: a larger one would cost detail and win nothing.
     """
+    left = [largest_left(correlation, stride) for stride in range(1, STRIDE_MAX + 1)]
+    limit = max(WHITE_ENOUGH, min(left) + STRIDE_TOLERANCE if min(left) >= WHITE_ENOUGH else 0.0)
+    return next(stride for stride, value in enumerate(left, 1) if value < limit), min(left) < WHITE_ENOUGH
+
+
+def largest_left(correlation: Array, stride: int) -> float:
+    """Largest magnitude of a correlation (11, 11) at multiples of the stride, the middle apart."""
     reach = correlation.shape[0] // 2
-    for stride in range(1, STRIDE_MAX + 1):
-        lags = np.arange(-(reach // stride), reach // stride + 1) * stride + reach
-        left = np.abs(correlation[np.ix_(lags, lags)])
-        left[len(lags) // 2, len(lags) // 2] = 0.0
-        if left.max() < WHITE_ENOUGH:
-            return stride, True
-    return STRIDE_MAX, False
+    lags = np.arange(-(reach // stride), reach // stride + 1) * stride + reach
+    left = np.abs(correlation[np.ix_(lags, lags)])
+    left[len(lags) // 2, len(lags) // 2] = 0.0
+    return float(left.max())
 
 
 def autocovariance(patches: Array) -> Array:

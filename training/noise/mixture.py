@@ -14,6 +14,7 @@ COMPONENTS_MAX = 4
 OUTER_SHARE = 0.01  # of the points, dropped as outliers
 FEW = 200  # points, below which every one is a component of its own
 SMALLEST = 0.03  # deviation of a component along any direction, so that equal points stay a density
+WIDTH = 0.5  # of the jitter, relative to Scott's rule
 ROUNDS, CONVERGED = 200, 1e-6
 
 
@@ -66,9 +67,12 @@ def drop_outliers(points: Array) -> Array:
 
 
 def kernel_density(points: Array) -> Mixture:
-    """Every point with Gaussian jitter by Scott's rule (Multivariate Density Estimation, 1992)."""
+    """Every point with Gaussian jitter of half the width of Scott's rule (Multivariate Density Estimation, 1992).
+
+    The rule is for one Gaussian; images whose noise is mostly signal-dependent and images whose noise is not are two.
+    """
     count, dimension = points.shape
-    factor = count ** (-2.0 / (dimension + 4))
+    factor = WIDTH**2 * count ** (-2.0 / (dimension + 4))
     covariance = np.cov(points.T) if count > dimension else np.zeros((dimension, dimension))
     covariance = factor * np.atleast_2d(covariance) + SMALLEST**2 * np.eye(dimension)
     return Mixture(np.full(count, 1 / count), points.copy(), covariance[None])

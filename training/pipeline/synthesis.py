@@ -1,0 +1,148 @@
+"""Stage 2: learns the population of the noise that stage 1 found, and reports how well draws from it resemble it.
+
+Reads `audit/` and `preliminary/`; writes `synthesis/population.json`, which stage 3 draws from, and
+`synthesis/synthesis.json`, the fit report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from training.data.noise import Kernel
+from training.noise.agreement import describe_fit
+from training.noise.correlation import correlation_of_patches, flat_patches
+from training.noise.mixture import fit_density
+from training.noise.population import LearnedPopulation, SetPopulation, Spread, write_population
+from training.noise.spectrum import kernel_of_correlation
+from training.pipeline.record import (
+    PRELIMINARY_IMAGES,
+    Audit,
+    NoiseRow,
+    NoisyImage,
+    read_audit,
+    read_plane,
+    read_table,
+    write_json,
+)
+
+Array = NDArray[np.float64]
+Law = tuple[float, float]  # (a, b): variance a s + b at signal s
+
+POPULATION = Path("synthesis", "population.json")
+REPORT = Path("synthesis", "synthesis.json")
+FLOOR_SHARE = 0.03  # of an image's variance: a smaller a or b makes no difference
+LOWEST_SNR = 3.0  # of magnitude images, from where their noise is nearly Gaussian
+WHITE = 0.05  # correlation below which noise is white as far as can be measured
+
+
+@dataclass(frozen=True)
+class SynthesisConfig:
+    """How the observed noise becomes a population."""
+
+    spread: Spread = field(default_factory=Spread)
+    weight_power: float = 0.5  # a set of n images weighs n to this power: 0 all sets alike, 1 all images
+    kernels: int = 8  # of one set at most: of the patients with the most images, and of the set as a whole
+    images: int = 64  # of one patient or set that a kernel is measured on
+    patches: int = 48  # flat patches that a patient's own kernel needs
+    draws: int = 2000  # from the population, for the report
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight_power <= 1:
+            raise ValueError(f"synthesis.weight_power: {self.weight_power} is not within 0 and 1")
+        if min(self.kernels, self.images, self.patches, self.draws) < 1:
+            raise ValueError("synthesis: kernels, images, patches and draws must be 1 at least")
+
+
+def run(out: Path, config: SynthesisConfig, *, seed: int) -> None:
+    """Makes `synthesis/` of a run. Raises ValueError where stage 1 left no image's noise."""
+    audit = read_audit(out)
+    laws = laws_by_set(audit, read_table(out))
+    if not laws:
+        raise ValueError("synthesis: stage 1 found the noise of no training image")
+    correlations = {name: measure(out, audit, name, config) for name in tqdm(laws, "noise colour", disable=None)}
+    members = tuple(learn_set(audit, name, laws[name], correlations[name], config) for name in laws)
+    population = LearnedPopulation(members, config.spread)
+    report = describe_fit(population, laws, correlations, config.draws, seed)
+    write_population(out / POPULATION, population)
+    write_json(out / REPORT, report)
+
+
+def laws_by_set(audit: Audit, table: Sequence[NoiseRow]) -> dict[str, list[Law]]:
+    """The laws (a, b) of the training images of each set, sets by name."""
+    train = {image.id for image in audit.noisy("train")}
+    found: dict[str, list[Law]] = {}
+    for row in table:
+        if row.id in train:
+            found.setdefault(row.set, []).append(significant(row))
+    return dict(sorted(found.items()))
+
+
+def learn_set(
+    audit: Audit, name: str, laws: Sequence[Law], correlations: Sequence[Array], config: SynthesisConfig
+) -> SetPopulation:
+    """The population of one set from the laws of its images and the correlations (11, 11) found in it."""
+    points = np.log(laws)
+    record = audit.sets[name]
+    return SetPopulation(
+        name=name,
+        modality=record.modality,
+        weight=float(len(laws) ** config.weight_power),
+        rician=record.rician,
+        density=fit_density(points),
+        lowest=np.quantile(points, 0.005, axis=0),
+        highest=np.quantile(points, 0.995, axis=0),
+        kernels=tuple(colour(correlation) for correlation in correlations),
+    )
+
+
+def significant(row: NoiseRow) -> Law:
+    """(a, b) of an image, neither so small that it only spreads the logarithms."""
+    floor = max(FLOOR_SHARE * row.level**2, 1e-9)
+    return max(row.a, floor), max(row.b, floor)
+
+
+def colour(correlation: Array) -> Kernel:
+    """The kernel of a correlation (11, 11); a single 1 where it is white as far as can be measured."""
+    reach = correlation.shape[0] // 2
+    beside = np.abs(correlation).copy()
+    beside[reach, reach] = 0.0
+    return np.ones((1, 1), np.float32) if beside.max() < WHITE else kernel_of_correlation(correlation)
+
+
+def measure(out: Path, audit: Audit, name: str, config: SynthesisConfig) -> list[Array]:
+    """Noise correlations (11, 11) of a set as a whole, then of its patients with the most flat patches.
+
+    Measured on what stage 1 removed, where its result is flat; the audit's figure where that is not enough.
+    """
+    members = [image for image in audit.noisy("train") if image.set == name]
+    found = residual_patches(out, thin(members, config.images), audit.sets[name].rician)
+    whole = correlation_of_patches([patches for _, patches in found])
+    if whole is None:
+        return [np.array(audit.sets[name].correlation)]
+    groups: dict[str, list[Array]] = {}
+    for image, patches in found:
+        groups.setdefault(image.group, []).append(patches)
+    rich = {g: p for g, p in groups.items() if sum(map(len, p)) >= config.patches}
+    chosen = sorted(rich, key=lambda g: (-sum(map(len, rich[g])), g))[: config.kernels - 1] if len(groups) > 1 else []
+    single = (correlation_of_patches(rich[group]) for group in chosen)
+    return [whole, *(c for c in single if c is not None)]
+
+
+def thin(images: Sequence[NoisyImage], count: int) -> list[NoisyImage]:
+    """At most `count` images, evenly spaced."""
+    return [images[i] for i in np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).astype(int))]
+
+
+def residual_patches(out: Path, images: Sequence[NoisyImage], rician: bool) -> list[tuple[NoisyImage, Array]]:
+    """What stage 1 removed from each image, in patches (patches, 24, 24) where its result is flat."""
+    lowest_snr, found = LOWEST_SNR if rician else 0.0, []
+    for image in images:
+        noisy, smooth = (read_plane(out, file) for file in (image.file, str(PRELIMINARY_IMAGES / f"{image.id}.npy")))
+        found.append((image, flat_patches(noisy, lowest_snr, smooth)))
+    return found
