@@ -32,14 +32,17 @@ DENOISERS = ("dran", "noise-map-unet", "ssformer", "ssformer balanced", "ssforme
 
 
 def small(label: str, seed: int = 0) -> nn.Module:
-    """The network of that label with random weights: also where a training would start from zero."""
+    """The network of that label with random weights, in evaluation mode."""
     torch.manual_seed(seed)
-    name, options = SMALL[label]
-    network = build_network(name, options)
+    return randomised(build_network(*SMALL[label])).eval()
+
+
+def randomised(network: nn.Module) -> nn.Module:
+    """The same network with random weights where a training would start from zero."""
     for parameter in network.parameters():  # zero-initialised layers would hide what lies before them
         if not parameter.any():
             nn.init.normal_(parameter, std=0.05)
-    return network.eval()
+    return network
 
 
 def image(rows: int = 48, columns: int = 56, batch: int = 1) -> Tensor:
@@ -65,9 +68,9 @@ def outputs(network: nn.Module, label: str, y: Tensor) -> tuple[Tensor, ...]:
     return found if isinstance(found, tuple) else (found,)
 
 
-def graph(label: str) -> Graph:
-    """The network as it would be exported."""
-    network = small(label)
+def graph(label: str, network: nn.Module | None = None) -> Graph:
+    """The network of that label as it would be exported; the small one by default."""
+    network = small(label) if network is None else network
     if label in DENOISERS:
         return Graph("restore", fold(Denoiser(network)), ("image", "parameters", "strength"), ("restored", "noise"))
     if isinstance(network, BlindSpotNetwork):

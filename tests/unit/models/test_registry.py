@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from models.networks.registry import NETWORKS, build_network
-from tests.small_network import BLIND, DENOISERS, SMALL, graph, image, outputs, small
-from training.export import BATCHES, SHAPES, export_onnx, export_torchscript, parity
+from tests.small_network import BLIND, DENOISERS, SMALL, graph, image, outputs, randomised, small
+from training.export import BATCHES, SHAPES, export_onnx, export_torchscript, parity, run_onnx, run_torchscript
 
 SCALE = {"residual-upscaler": 2}
+PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "cnn-est": ("cnn-est", {"channels": 32}),
+    "dbsn": ("dbsn", {}),
+    "dbsn-light": ("dbsn-light", {"channels": 128}),
+    "dran": ("dran", {}),
+    "ss-bsn": ("ss-bsn", {"channels": 128}),
+    "ssformer": ("ssformer", {"size": "quality"}),
+    "ssformer hash": ("ssformer", {"size": "base", "sparse": "hash", "balanced": True}),
+}
 
 
 def test_every_network_is_tested() -> None:
@@ -76,6 +87,23 @@ def test_export_equals_eager(label: str, tmp_path) -> None:
     assert parity(exported, "onnx", tmp_path / "graph.onnx") <= 1e-4
     export_torchscript(exported, tmp_path / "graph.ts")
     assert parity(exported, "torchscript", tmp_path / "graph.ts") <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", sorted(PUBLISHED))
+def test_published_size_learns_and_exports(label: str, tmp_path) -> None:
+    torch.manual_seed(0)
+    network = randomised(build_network(*PUBLISHED[label])).train()
+    sum(each.square().sum() for each in outputs(network, label, image(24, 32))).backward()  # type: ignore[union-attr]
+    assert [key for key, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+    exported = graph(label, network.eval())
+    example = exported.example(2, 33, 24)
+    expected = exported.eager(example)
+    for write, run in ((export_onnx, run_onnx), (export_torchscript, run_torchscript)):
+        write(exported, tmp_path / "graph")
+        found = run(tmp_path / "graph", exported, example)
+        for name in exported.outputs:
+            torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=0)
 
 
 def test_parity_covers_what_it_promises() -> None:
