@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -99,6 +100,7 @@ def main(argv: list[str]) -> int:
         return show_status(options.out)
     machine = launched(Machine(options.accelerator, options.devices, options.nodes, options.threads, options.workers))
     signal.signal(signal.SIGTERM, terminate)
+    logging.getLogger("lightning").setLevel(logging.ERROR)  # speaks of precision and ranks at every stage
     team = None
     try:
         team = Team(machine)
