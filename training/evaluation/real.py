@@ -108,9 +108,10 @@ def rms(plane: Plane) -> float:
 
 
 def draw(image: HeldBack, after: Plane, folder: Path, name: str) -> Path:
-    """Writes before, after and the difference side by side as an 8-bit PNG; returns its path."""
+    """Writes before, after and the difference, cut to [0, 1], side by side as an 8-bit PNG; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     words = (image.set, Path(image.name).stem, name)
     path = folder / ("_".join(re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in words) + ".png")
-    Image.fromarray(np.rint(panels(image.plane, after) * 255).astype(np.uint8)).save(path, optimize=True)
+    picture = panels(image.plane.clip(0, 1), after.clip(0, 1))  # a CT's window, not its bones
+    Image.fromarray(np.rint(picture * 255).astype(np.uint8)).save(path, optimize=True)
     return path

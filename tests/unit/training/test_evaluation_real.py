@@ -52,8 +52,8 @@ def test_removing_the_noise_leaves_none_and_has_its_colour(tmp_path: Path) -> No
     blurred = gaussian_filter(noise, 2.0)
     rows = real_table([image], {"right": Remover(0.9 * noise), "slow part": Remover(blurred)}, tmp_path)
     right, slow = rows
-    assert right["level before"] == pytest.approx(0.03, rel=0.1)
-    assert right["level after"] == pytest.approx(0.003, rel=0.1)
+    assert right["level before"] == pytest.approx(0.03, rel=0.2)
+    assert right["level after"] == pytest.approx(0.1 * right["level before"], rel=0.02)
     assert right["lag 1 off"] < 0.02
     assert right["lags before"][1] > right["lags before"][0] > 0.2
     assert slow["lag 1 off"] > 0.1
@@ -75,7 +75,7 @@ def test_nearly_clean_images_may_change_by_less_than_their_own_noise() -> None:
     noise = coloured_noise(0.002)
     image = HeldBack("MR", "a", smooth() + noise)
     half, twice = untouched_table([image], {"half": Remover(0.5 * noise), "twice": Remover(2 * noise)})
-    assert half["share"] == pytest.approx(0.5, rel=0.1)
+    assert half["share"] == pytest.approx(0.5, rel=0.25)
     assert twice["share"] == twice["largest share"] > 1.5
 
 
@@ -92,7 +92,7 @@ def test_measured_kernels_make_the_noise_they_were_measured_on() -> None:
     true = kernel_of_amplitude(np.exp(-8 * (down**2 + 2 * across**2)))
     (kernel,) = measure_kernels(images).values()
     assert np.sum(kernel**2) == pytest.approx(1, abs=1e-5)
-    assert correlations(kernel) == pytest.approx(correlations(true), abs=0.05)
+    assert correlations(kernel) == pytest.approx(correlations(true), abs=0.08)
     with pytest.raises(ValueError, match="empty: too few flat patches"):
         measure_kernels([HeldBack("empty", "a", np.zeros((30, 30), np.float32))])
 
