@@ -15,7 +15,7 @@ OUTER_SHARE = 0.01  # of the points, dropped as outliers
 FEW = 200  # points, below which every one is a component of its own
 SMALLEST = 0.03  # deviation of a component along any direction, so that equal points stay a density
 WIDTH = 0.5  # of the jitter, relative to Scott's rule
-ROUNDS, CONVERGED = 200, 1e-6
+ROUNDS, CONVERGED = 200, 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ def fit_density(points: Array) -> Mixture:
     The outer 1 % by robust distance are dropped first. The same points give the same density.
     """
     kept = drop_outliers(np.asarray(points, dtype=np.float64))
-    if len(kept) < FEW:
+    if len(points) < FEW:
         return kernel_density(kept)
     fits = [fit_mixture(kept, count) for count in range(1, COMPONENTS_MAX + 1)]
     return min(fits, key=lambda fit: criterion(fit, kept))

@@ -99,9 +99,9 @@ def describe(frames: Sequence[Frame]) -> list[str]:
     if len(frames) < FEW:
         warnings.append(f"{len(frames)} images only: the noise found may not be that of the scanner's other images")
     if colour := sum(frame.colour for frame in frames):
-        warnings.append(f"{colour} images in colour: their luminance is used")
+        warnings.append(f"images in colour: {colour}; their luminance is used")
     if lossy := sum(frame.lossy for frame in frames):
-        warnings.append(f"{lossy} images went through lossy compression: part of their noise is gone or was added")
+        warnings.append(f"images that went through lossy compression: {lossy}; some of their noise is gone")
     return warnings
 
 
