@@ -318,11 +318,11 @@ def test_help_names_every_command(capsys) -> None:
         medrestore.main(["--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    for name in ("serve", "denoise", "superresolve", "bundles", "train", "evaluate", "export"):
+    for name in ("serve", "denoise", "superresolve", "bundles", "train", "evaluate", "export", "pipeline", "publish"):
         assert f"\n    {name}" in out
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "export"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "export", "networks", "pipeline", "publish"])
 def test_training_commands_parse_what_follows_themselves(command, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         medrestore.main([command, "--help"])

@@ -117,7 +117,7 @@ def prepare(job: Job, stage: str) -> Fingerprint | None:
     wanted = job.fingerprint(stage)
     if done(job.out, stage, wanted.digest) and not (job.redo and job.only):
         return None
-    if job.redo and ((job.out / stage / DONE).exists() or recorded(job.out, stage) != wanted):
+    if job.redo and (job.only or recorded(job.out, stage) != wanted):
         discard(job.out, stage)
     begin(job.out, stage, wanted)
     return wanted

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from models.bundle import sha256_of
+from training.checkpoint import NAME as CHECKPOINT
 from training.pipeline.record import read_json, write_json
 from training.train import commit
 
@@ -158,10 +159,15 @@ def require(out: Path, stages: Iterable[str]) -> None:
             raise ValueError(f"stage {stage} is not done yet; run it first, or leave --stage out")
 
 
+def worth_keeping(out: Path, stage: str) -> bool:
+    """Whether a stage has made more than can be made again in minutes: it is done, or has learned something."""
+    return (out / stage / DONE).exists() or any((out / stage).rglob(CHECKPOINT))
+
+
 def check(out: Path, stage: str, wanted: Fingerprint) -> None:
-    """Raises ValueError where the stage was done or begun with anything else than what is wanted now."""
+    """Raises ValueError where what the stage has made was made from anything else than what is wanted now."""
     before = recorded(out, stage)
-    if before and before.digest != wanted.digest:
+    if before and before.digest != wanted.digest and worth_keeping(out, stage):
         lines = wanted.differences(before)
         more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
         raise ValueError(
@@ -173,6 +179,8 @@ def check(out: Path, stage: str, wanted: Fingerprint) -> None:
 def begin(out: Path, stage: str, wanted: Fingerprint) -> None:
     """Notes what the stage is made from, before it writes anything else. Raises as `check` does."""
     check(out, stage, wanted)
+    if recorded(out, stage) != wanted:
+        discard(out, stage)
     write_json(out / stage / STARTED, {"fingerprint": dataclasses.asdict(wanted)})
 
 

@@ -39,6 +39,12 @@ def out(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def learn(out: Path) -> None:
+    """A checkpoint, as hours of training leave it."""
+    (out / "preliminary" / "mean").mkdir(parents=True)
+    (out / "preliminary" / "mean" / "checkpoint.pt").write_bytes(b"hours")
+
+
 def test_finished_stage_is_done_for_its_own_digest_alone(out: Path) -> None:
     wanted = fingerprint(out, "preliminary", Config(), 0)
     assert not done(out, "preliminary", wanted.digest)
@@ -61,14 +67,26 @@ def test_finished_stage_is_done_for_its_own_digest_alone(out: Path) -> None:
 )
 def test_another_configuration_is_refused_by_name(out: Path, config: Config, seed: int, message: str) -> None:
     begin(out, "preliminary", fingerprint(out, "preliminary", Config(), 0))
+    learn(out)
     with pytest.raises(ValueError, match=message) as refusal:
         begin(out, "preliminary", fingerprint(out, "preliminary", config, seed))
     assert "--redo" in str(refusal.value)
     begin(out, "preliminary", fingerprint(out, "preliminary", Config(), 0))
 
 
+def test_a_stage_that_learned_nothing_makes_room(out: Path) -> None:
+    """A call that failed at once, for a wrong setting, must not stand in the way of the right one."""
+    begin(out, "preliminary", fingerprint(out, "preliminary", Config(steps=-1), 0))
+    (out / "preliminary" / "debris").write_text("x")
+    wanted = fingerprint(out, "preliminary", Config(), 0)
+    begin(out, "preliminary", wanted)
+    assert recorded(out, "preliminary") == wanted
+    assert [path.name for path in (out / "preliminary").iterdir()] == ["started.json"]
+
+
 def test_changed_input_is_refused_by_name(out: Path) -> None:
     begin(out, "preliminary", fingerprint(out, "preliminary", Config(), 0))
+    learn(out)
     (out / "audit" / "noisy" / "n000001.npy").write_bytes(b"two")
     with pytest.raises(ValueError, match="audit/noisy has changed"):
         check(out, "preliminary", fingerprint(out, "preliminary", Config(), 0))
