@@ -72,6 +72,9 @@ class PreliminaryConfig:
                 raise ValueError(f"preliminary.{name}: {getattr(self, name)!r} is none of {', '.join(known)}")
         if not 0.9 <= self.gain <= 1:
             raise ValueError(f"preliminary.gain: {self.gain} is not within 0.9 to 1")
+        if self.precision == "bf16-mixed" and self.options.get("channels", 16) % 16:
+            # Measured with PyTorch 2.13 on AVX-512: NaN gradients of dilated convolutions, channels last, otherwise.
+            raise ValueError("preliminary.options: channels must be a multiple of 16 with precision bf16-mixed")
         if min(self.side, self.tile, self.inference_stride, self.checkpoint_every) < 1:
             raise ValueError("preliminary: side, tile, inference_stride and checkpoint_every must be at least 1")
 
