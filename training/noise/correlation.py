@@ -14,6 +14,7 @@ neighbourhood, pooled over a set. The method is that module's, made exact where 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -30,6 +31,7 @@ STEP = 12  # between patches
 REACH = 5  # lags of the result: -5 to 5 both ways
 SOLVED = 7  # lags that the inversion takes as other than 0
 PATCHES_MIN = 8  # fewer say nothing
+PATCHES_MAX = 48  # of one plane
 GRID_MAX = 32  # patches along one axis of a large plane
 FLAT_SHARE = 0.05  # of a plane's patches
 CLIPPED_SHARE = 0.05  # of a patch's pixels that may have the plane's smallest or largest value
@@ -38,6 +40,17 @@ ROUNDING = 1e-6  # of the plane's largest magnitude: what float32 arithmetic alo
 STRIDE_MAX = 5
 STRIDE_TOLERANCE = 0.05
 WHITE_ENOUGH = 0.1  # correlation that a blind spot of one pixel stands
+
+
+@dataclass(frozen=True, eq=False)
+class FlatPatches:
+    """Patches of one plane that hold noise and little else."""
+
+    noise: Plane  # (patches, 24, 24), surfaces removed
+    signal: Plane  # (patches,), their means
+
+    def __len__(self) -> int:
+        return len(self.noise)
 
 
 def measure_correlation(planes: Iterable[Plane], lowest_snr: float = 0.0) -> Array | None:
@@ -49,29 +62,30 @@ def measure_correlation(planes: Iterable[Plane], lowest_snr: float = 0.0) -> Arr
     return correlation_of_patches([flat_patches(plane, lowest_snr) for plane in planes])
 
 
-def correlation_of_patches(patches: Sequence[Array]) -> Array | None:
-    """Noise correlation (11, 11) of several planes' patches, each (patches, 24, 24) without its surface."""
-    lags = [autocovariance(chunk) for chunk in patches if len(chunk)]
+def correlation_of_patches(patches: Sequence[FlatPatches]) -> Array | None:
+    """Noise correlation (11, 11) of the patches of several planes; None where there are fewer than 8."""
+    lags = [autocovariance(chunk.noise) for chunk in patches if len(chunk)]
     return pool(np.concatenate(lags)) if sum(map(len, lags)) >= PATCHES_MIN else None
 
 
-def flat_patches(plane: Plane, lowest_snr: float = 0.0, smooth: Plane | None = None) -> Array:
-    """The flat patches (patches, 24, 24) of a plane (H, W) that hold noise, their surfaces removed.
+def flat_patches(plane: Plane, lowest_snr: float = 0.0, smooth: Plane | None = None) -> FlatPatches:
+    """The flat patches of a plane (H, W) that hold noise; maybe none.
 
-    `smooth`: the plane without its noise; flat is then where that is flat, and what is measured is the difference.
+    `smooth` is the plane denoised; it tells where the plane is flat. What it took away is not what is measured:
+    a blind-spot network sees slow noise in the neighbours and leaves it in.
     """
     patches, kept = noisy_patches(plane)
-    noise = patches if smooth is None else grid(plane - smooth)[kept]
-    residual = remove_surface(noise)
-    energy = np.square(residual).mean((1, 2))
+    residual = remove_surface(patches)
+    energy, signal = np.square(residual).mean((1, 2)), patches.mean((1, 2))
     noisy = energy > (ROUNDING * np.abs(plane).max(initial=0.0)) ** 2
     if lowest_snr:
-        noisy &= patches.mean((1, 2)) > lowest_snr * np.sqrt(energy)
+        noisy &= signal > lowest_snr * np.sqrt(energy)
     if smooth is not None:
         energy = np.square(remove_surface(grid(smooth)[kept])).mean((1, 2))
-    residual, energy = residual[noisy], energy[noisy]
-    count = max(round(FLAT_SHARE * len(energy)), min(PATCHES_MIN, len(energy)))
-    return residual[np.sort(np.argsort(energy, kind="stable")[:count])]
+    residual, energy, signal = residual[noisy], energy[noisy], signal[noisy]
+    count = min(max(round(FLAT_SHARE * len(energy)), PATCHES_MIN), PATCHES_MAX, len(energy))
+    flattest = np.sort(np.argsort(energy, kind="stable")[:count])
+    return FlatPatches(residual[flattest], signal[flattest])
 
 
 def grid(plane: Plane) -> Plane:
@@ -118,6 +132,17 @@ def largest_left(correlation: Array, stride: int) -> float:
     left = np.abs(correlation[np.ix_(lags, lags)])
     left[len(lags) // 2, len(lags) // 2] = 0.0
     return float(left.max())
+
+
+def kept_share(correlation: Array) -> float:
+    """Share of the variance of noise with a correlation (11, 11) that is left when a patch loses its surface."""
+    wide = np.pad(correlation, SOLVED - REACH)
+    return float((surface_loss() @ _half(wide))[-1])
+
+
+def degrees_of_freedom(correlation: Array) -> float:
+    """Independent values that a patch of noise with a correlation (K, K) amounts to."""
+    return max(PATCH**2 / float(np.square(correlation).sum()), 2.0)
 
 
 def autocovariance(patches: Array) -> Array:

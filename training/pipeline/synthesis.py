@@ -6,7 +6,7 @@ Reads `audit/` and `preliminary/`; writes `synthesis/population.json`, which sta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from training.data.noise import Kernel
 from training.noise.agreement import describe_fit
-from training.noise.correlation import correlation_of_patches, flat_patches
+from training.noise.correlation import FlatPatches, correlation_of_patches, flat_patches
+from training.noise.level_function import variance_factor
 from training.noise.mixture import fit_density
 from training.noise.population import LearnedPopulation, SetPopulation, Spread, write_population
 from training.noise.spectrum import kernel_of_correlation
@@ -48,38 +49,44 @@ class SynthesisConfig:
     spread: Spread = field(default_factory=Spread)
     weight_power: float = 0.5  # a set of n images weighs n to this power: 0 all sets alike, 1 all images
     kernels: int = 8  # of one set at most: of the patients with the most images, and of the set as a whole
-    images: int = 64  # of one patient or set that a kernel is measured on
     patches: int = 48  # flat patches that a patient's own kernel needs
     draws: int = 2000  # from the population, for the report
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight_power <= 1:
             raise ValueError(f"synthesis.weight_power: {self.weight_power} is not within 0 and 1")
-        if min(self.kernels, self.images, self.patches, self.draws) < 1:
-            raise ValueError("synthesis: kernels, images, patches and draws must be 1 at least")
+        if min(self.kernels, self.patches, self.draws) < 1:
+            raise ValueError("synthesis: kernels, patches and draws must be 1 at least")
 
 
 def run(out: Path, config: SynthesisConfig, *, seed: int) -> None:
     """Makes `synthesis/` of a run. Raises ValueError where stage 1 left no image's noise."""
     audit = read_audit(out)
-    laws = laws_by_set(audit, read_table(out))
-    if not laws:
+    rows = rows_by_set(audit, read_table(out))
+    if not rows:
         raise ValueError("synthesis: stage 1 found the noise of no training image")
-    correlations = {name: measure(out, audit, name, config) for name in tqdm(laws, "noise colour", disable=None)}
-    members = tuple(learn_set(audit, name, laws[name], correlations[name], config) for name in laws)
+    colours, laws, factors = {}, {}, {}
+    for name in tqdm(rows, "noise", disable=None):
+        patches = {image.id: patches_of(out, image, audit) for image in audit.noisy("train") if image.set == name}
+        colours[name] = measure(audit, name, patches, config)
+        factors[name] = [variance_factor(patches[row.id], (row.a, row.b), colours[name][0]) for row in rows[name]]
+        laws[name] = [significant(row, factor) for row, factor in zip(rows[name], factors[name], strict=True)]
+    members = tuple(learn_set(audit, name, laws[name], colours[name], config) for name in rows)
     population = LearnedPopulation(members, config.spread)
-    report = describe_fit(population, laws, correlations, config.draws, seed)
+    report = describe_fit(population, laws, colours, config.draws, seed)
+    for name, found in report["sets"].items():  # what the flat patches made of stage 1's levels
+        found["level_factor"] = [round(float(q), 3) for q in np.quantile(np.sqrt(factors[name]), (0.1, 0.5, 0.9))]
     write_population(out / POPULATION, population)
     write_json(out / REPORT, report)
 
 
-def laws_by_set(audit: Audit, table: Sequence[NoiseRow]) -> dict[str, list[Law]]:
-    """The laws (a, b) of the training images of each set, sets by name."""
+def rows_by_set(audit: Audit, table: Sequence[NoiseRow]) -> dict[str, list[NoiseRow]]:
+    """The rows of the training images of each set, sets by name."""
     train = {image.id for image in audit.noisy("train")}
-    found: dict[str, list[Law]] = {}
+    found: dict[str, list[NoiseRow]] = {}
     for row in table:
         if row.id in train:
-            found.setdefault(row.set, []).append(significant(row))
+            found.setdefault(row.set, []).append(row)
     return dict(sorted(found.items()))
 
 
@@ -101,10 +108,10 @@ def learn_set(
     )
 
 
-def significant(row: NoiseRow) -> Law:
-    """(a, b) of an image, neither so small that it only spreads the logarithms."""
+def significant(row: NoiseRow, factor: float) -> Law:
+    """(a, b) of an image, its variance multiplied; neither so small that it only spreads the logarithms."""
     floor = max(FLOOR_SHARE * row.level**2, 1e-9)
-    return max(row.a, floor), max(row.b, floor)
+    return max(row.a, floor) * factor, max(row.b, floor) * factor
 
 
 def colour(correlation: Array) -> Kernel:
@@ -115,34 +122,26 @@ def colour(correlation: Array) -> Kernel:
     return np.ones((1, 1), np.float32) if beside.max() < WHITE else kernel_of_correlation(correlation)
 
 
-def measure(out: Path, audit: Audit, name: str, config: SynthesisConfig) -> list[Array]:
+def measure(audit: Audit, name: str, patches: Mapping[str, FlatPatches], config: SynthesisConfig) -> list[Array]:
     """Noise correlations (11, 11) of a set as a whole, then of its patients with the most flat patches.
 
-    Measured on what stage 1 removed, where its result is flat; the audit's figure where that is not enough.
+    The audit's figure stands in where the flat patches of the images (by id) are not enough.
     """
-    members = [image for image in audit.noisy("train") if image.set == name]
-    found = residual_patches(out, thin(members, config.images), audit.sets[name].rician)
-    whole = correlation_of_patches([patches for _, patches in found])
+    whole = correlation_of_patches(list(patches.values()))
     if whole is None:
         return [np.array(audit.sets[name].correlation)]
-    groups: dict[str, list[Array]] = {}
-    for image, patches in found:
-        groups.setdefault(image.group, []).append(patches)
+    groups: dict[str, list[FlatPatches]] = {}
+    for image in audit.images:
+        if image.id in patches:
+            groups.setdefault(image.group, []).append(patches[image.id])
     rich = {g: p for g, p in groups.items() if sum(map(len, p)) >= config.patches}
     chosen = sorted(rich, key=lambda g: (-sum(map(len, rich[g])), g))[: config.kernels - 1] if len(groups) > 1 else []
     single = (correlation_of_patches(rich[group]) for group in chosen)
     return [whole, *(c for c in single if c is not None)]
 
 
-def thin(images: Sequence[NoisyImage], count: int) -> list[NoisyImage]:
-    """At most `count` images, evenly spaced."""
-    return [images[i] for i in np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).astype(int))]
-
-
-def residual_patches(out: Path, images: Sequence[NoisyImage], rician: bool) -> list[tuple[NoisyImage, Array]]:
-    """What stage 1 removed from each image, in patches (patches, 24, 24) where its result is flat."""
-    lowest_snr, found = LOWEST_SNR if rician else 0.0, []
-    for image in images:
-        noisy, smooth = (read_plane(out, file) for file in (image.file, str(PRELIMINARY_IMAGES / f"{image.id}.npy")))
-        found.append((image, flat_patches(noisy, lowest_snr, smooth)))
-    return found
+def patches_of(out: Path, image: NoisyImage, audit: Audit) -> FlatPatches:
+    """Patches of a noisy image where stage 1's result is flat; none if stage 1 made no result."""
+    noisy, restored = read_plane(out, image.file), PRELIMINARY_IMAGES / f"{image.id}.npy"
+    smooth = read_plane(out, str(restored)) if (out / restored).exists() else None
+    return flat_patches(noisy, LOWEST_SNR if audit.sets[image.set].rician else 0.0, smooth)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from training.data.noise import Kernel, Plane, kernel_of_amplitude, unit_noise
 from training.noise.correlation import (
     REACH,
+    FlatPatches,
     autocovariance,
     correlation_of_patches,
     flat_patches,
@@ -71,7 +72,7 @@ def test_what_the_surface_took_is_put_back() -> None:
     noise = unit_noise((24 * 30, 24 * 30), kernel, np.random.default_rng(1))
     patches = noise.reshape(30, 24, 30, 24).swapaxes(1, 2).reshape(-1, 24, 24)
     residual = remove_surface(patches)
-    found = correlation_of_patches([residual])
+    found = correlation_of_patches([FlatPatches(residual, residual.mean((1, 2)))])
     true = correlation_of_kernel(kernel)
     raw = np.median(autocovariance(residual) / autocovariance(residual)[:, 7:8, 7:8], axis=0)[2:-2, 2:-2]
     assert found is not None
