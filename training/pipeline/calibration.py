@@ -1,8 +1,9 @@
-"""The noise of one image from the residual at its flat pixels.
+"""The noise of one image from the residual where it is flat.
 
-What a likelihood calls noise holds the model's error too (by 2 % at Vm / Vn = 0.04, 12 % at 0.25). It is
-least where the image is flat; and a blind-spot mean has not seen the noise of its own pixel, so the
-residual there is noise and nothing has been taken away from it.
+What a likelihood calls noise holds the model's error too (by 2 % at Vm / Vn = 0.04, 12 % at 0.25). That
+error is least where the image is flat; and a blind-spot mean has not seen the noise of its own pixel, so
+the residual there is noise, and nothing has been taken away from it. Few images are flat anywhere, so
+the residual's variance is followed over signal and roughness, and read off at roughness 0.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from training.pipeline.noise_table import LOWEST
 
 Mask = NDArray[np.bool_]
 
-FLAT_SHARE = 0.25  # of the pixels of about one signal, the flattest are used
-BINS = 16  # of the signal, with as many pixels each
-FEWEST = 200  # flat pixels of a bin, or it is left out
-WINDOW = 7  # pixels, of the flatness
+FLAT_SHARE = 0.5  # of the pixels of about one signal, the flattest are used
+SIGNALS, ROUGHNESSES = 8, 12  # bins
+FEWEST = 30  # pixels of a bin, or there are fewer bins
+LEAST = 400  # flat pixels of an image, or nothing can be said
 OUTLIER = 4.0  # robust deviations
 CLIPPED_SHARE = 1e-3  # of pixels at the very end of the range: more, and the image was clipped there
+ROUNDS = 8  # of reweighting
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,11 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Bin:
-    """Flat pixels of about one signal."""
+    """Pixels of about one signal and roughness."""
 
     signal: float
-    variance: float
+    roughness: float
+    variance: float  # of the residual
     pixels: int
 
 
@@ -59,10 +62,9 @@ def usable(noisy: Plane, level: float) -> Mask:
 
 
 def roughness(mean: Plane) -> Plane:
-    """Local standard deviation of the mean about a plane's worth of slope: small where the image is flat."""
-    centred = mean - uniform_filter(mean, 4 * WINDOW + 1)
-    square = uniform_filter(centred**2, WINDOW) - uniform_filter(centred, WINDOW) ** 2
-    return np.maximum(square, 0)
+    """Root mean square gradient of the mean (H, W) around each pixel, both sides at least 2."""
+    down, across = np.gradient(uniform_filter(mean, 3))
+    return np.sqrt(np.maximum(uniform_filter(down**2 + across**2, 5), 0))
 
 
 def robust_variance(residual: Plane) -> float:
@@ -73,47 +75,49 @@ def robust_variance(residual: Plane) -> float:
 
 
 def flat_bins(noisy: Plane, mean: Plane, level: float) -> list[Bin]:
-    """The flattest pixels of every range of signals."""
+    """The flatter pixels of every range of signals, by roughness."""
     useful = usable(noisy, level)
     signal, residual, rough = mean[useful], (noisy - mean)[useful], roughness(mean)[useful]
-    if signal.size < FEWEST:
+    flat = int(signal.size * FLAT_SHARE)
+    if flat < LEAST:
         return []
-    order = np.argsort(signal, kind="stable")
+    signals = max(1, min(SIGNALS, flat // (3 * FEWEST)))
     bins = []
-    for chosen in np.array_split(order, max(1, min(BINS, int(signal.size * FLAT_SHARE) // FEWEST))):
-        flattest = chosen[np.argsort(rough[chosen], kind="stable")[: max(1, int(FLAT_SHARE * chosen.size))]]
-        variance = robust_variance(residual[flattest])
-        if variance > 0:
-            bins.append(Bin(float(signal[flattest].mean()), variance, flattest.size))
+    for alike in np.array_split(np.argsort(signal, kind="stable"), signals):
+        flatter = alike[np.argsort(rough[alike], kind="stable")[: int(FLAT_SHARE * alike.size)]]
+        for chosen in np.array_split(flatter, max(1, min(ROUGHNESSES, flatter.size // FEWEST))):
+            variance = robust_variance(residual[chosen])
+            if variance > 0:
+                bins.append(Bin(float(signal[chosen].mean()), float(rough[chosen].mean()), variance, chosen.size))
     return bins
 
 
-def fit_line(bins: list[Bin]) -> tuple[float, float]:
-    """(a, b), both at least `LOWEST`, of the weighted least squares line through the bins.
+def fit_law(bins: list[Bin]) -> tuple[float, float, NDArray[np.float64]]:
+    """(a, b) and the fitted variance of each bin: a signal + b + c roughness, none of them negative.
 
     The variance of a variance estimate is 2 v^2 / n, so weights are sqrt(n) / fitted v, found in a few rounds.
     """
-    signal, observed = np.array([x.signal for x in bins]), np.array([x.variance for x in bins])
-    count = np.sqrt([x.pixels for x in bins])
-    fitted = observed
-    a = b = 0.0
-    for _ in range(5):
+    flattest = min(x.roughness for x in bins)  # what noise in the mean makes of a flat place
+    columns = np.array([[x.signal, 1.0, x.roughness - flattest] for x in bins])
+    scale = np.maximum(np.abs(columns).mean(axis=0), 1e-12)
+    observed, count = np.array([x.variance for x in bins]), np.sqrt([x.pixels for x in bins])
+    fitted, found = observed, np.zeros(3)
+    for _ in range(ROUNDS):
         weight = count / np.maximum(fitted, 0.1 * float(np.median(observed)))
-        matrix = np.stack([signal, np.ones_like(signal)], axis=1) * weight[:, None]
-        (a, b), _ = nnls(matrix, observed * weight)
-        fitted = a * signal + b
-    return max(float(a), LOWEST), max(float(b), LOWEST)
+        found, _ = nnls(columns / scale * weight[:, None], observed * weight)
+        fitted = columns / scale @ found
+    a, b, _ = found / scale
+    return max(float(a), LOWEST), max(float(b), LOWEST), fitted
 
 
 def calibrate(noisy: Plane, mean: Plane, level: float) -> Calibration | None:
     """The noise of an image (H, W) whose blind-spot mean is given; `level` is about its deviation.
 
-    None where it has too few flat pixels that are neither saturated nor padded.
+    None where it has too few pixels that are neither saturated nor padded.
     """
-    bins = flat_bins(noisy, mean, level)
-    if not bins or sum(x.pixels for x in bins) < FEWEST:
+    bins = flat_bins(noisy, mean, level) if min(noisy.shape) > 1 else []
+    if not bins:
         return None
-    a, b = fit_line(bins)
-    misfit = [0.5 * np.log(x.variance / max(a * x.signal + b, 1e-12)) for x in bins]
-    residual = float(np.sqrt(np.mean(np.square(misfit))))
-    return Calibration(a, b, residual, sum(x.pixels for x in bins) / noisy.size)
+    a, b, fitted = fit_law(bins)
+    misfit = 0.5 * np.log(np.array([x.variance for x in bins]) / np.maximum(fitted, LOWEST))
+    return Calibration(a, b, float(np.sqrt(np.mean(misfit**2))), sum(x.pixels for x in bins) / noisy.size)

@@ -39,9 +39,9 @@ TINY = PreliminaryConfig(
 LEARNING = dataclasses.replace(
     TINY,
     options={"channels": 16, "modules": 3},
-    mean=Phase(250, learning_rate=4e-3, warmup=10),
-    variance=Phase(30, learning_rate=4e-3, warmup=10),
-    joint=Phase(60, warmup=10),
+    mean=Phase(160, learning_rate=4e-3, warmup=10),
+    variance=Phase(20, learning_rate=4e-3, warmup=10),
+    joint=Phase(40, warmup=10),
     batch=4,
     side=32,
     ema=0.95,
