@@ -131,7 +131,7 @@ class BlindSpotNetwork(nn.Module):
                     last.weight.mul_(0.1)
             self.tail[-1].weight.mul_(0.1)  # type: ignore[operator]
             self.variance_head[-1].weight.mul_(0.1)  # type: ignore[operator]
-            self.variance_head[-1].bias.fill_(0.03)  # type: ignore[operator]
+            self.variance_head[-1].bias.fill_(0.3)  # type: ignore[operator]  # for images of deviation 1
 
     def features(self, image: Tensor) -> Tensor:
         """What both outputs are made of: (B, channels, H, W), blind."""

@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -33,7 +34,8 @@ from training.pipeline.stage import STAGES
 
 LIMIT_S = 300
 QUICK = (
-    "preliminary.options={channels=8,modules=1}",
+    "preliminary.options={channels=16,modules=1}",
+    "preliminary.precision=32-true",
     "preliminary.mean={steps=6,warmup=2}",
     "preliminary.variance={steps=4,warmup=2}",
     "preliminary.joint={steps=4,warmup=2}",
@@ -69,6 +71,8 @@ class Child:
             try:
                 sys.stdout = sys.stderr = log.open("w", buffering=1)
                 status = medrestore.main([str(word) for word in words])
+            except BaseException:  # noqa: BLE001 - whatever it is, the test must say it
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 os._exit(status)

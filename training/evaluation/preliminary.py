@@ -14,7 +14,7 @@ from training.config import build
 from training.data.noise import NoiseLaw, Plane
 from training.noise.correlation import measure_correlation, stride_of
 from training.pipeline.inference import predict
-from training.pipeline.learner import NoiseFunction, Preliminary, PreliminaryConfig
+from training.pipeline.learner import NoiseFunction, Preliminary, PreliminaryConfig, Standardised
 from training.pipeline.noise_table import NoiseTable
 from training.pipeline.posterior import posterior_mean
 from training.pipeline.record import NoisyImage
@@ -35,7 +35,7 @@ class PreliminaryRestorer:
         record = json.loads((out / RUN).read_text(encoding="utf-8"))
         self.config = build(PreliminaryConfig, record["config"]["preliminary"], f"{RUN}: preliminary")
         state = torch.load(out / WEIGHTS, map_location="cpu", weights_only=True)
-        network = build_network(self.config.network, self.config.options)
+        network = Standardised(build_network(self.config.network, self.config.options), 0.0, 1.0)
         table = state.get("noise.initial")
         self.model = Preliminary(network, NoiseFunction() if table is None else NoiseTable(torch.ones_like(table)))
         self.model.load_state_dict(state)

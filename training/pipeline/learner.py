@@ -11,10 +11,12 @@ import copy
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from models.bundle import sha256_of
 from models.networks.cnn_estimate import CnnEstimate
 from models.networks.registry import build_network
 from training.config import Fit
+from training.data.noise import Plane
 from training.loop import Batch, Objective, fit_network
 from training.pipeline.likelihood import LIKELIHOODS
 from training.pipeline.noise_table import NoiseTable, first_guess
@@ -50,7 +53,7 @@ class PreliminaryConfig:
     network: str = "dbsn-light"  # a blind-spot network of models.networks.registry
     options: dict[str, Any] = field(default_factory=lambda: {"channels": 64, "modules": 9})
     noise: str = "table"  # a law per image, or "cnn-est": one function of the signal for all (the published way)
-    distance: str = "l2"  # of the mean, in the first phase; or "l1"
+    distance: str = "l1"  # of the mean, in the first phase: edges of bone and air do not rule it; or "l2"
     likelihood: str = "exact"  # or "constrained"
     mean: Phase = field(default_factory=lambda: Phase(2000))
     variance: Phase = field(default_factory=lambda: Phase(200))
@@ -105,6 +108,39 @@ class NoiseFunction(nn.Module):
         return self.estimate.variance(signal, signal)
 
 
+class Standardised(nn.Module):
+    """A blind-spot network that sees all images by one affine map to about mean 0 and deviation 1.
+
+    Constants of the training set, not of the image: a statistic of the image would hold the blind pixel. Zero padding
+    is then a middle grey, and the mean need not first learn where the images lie.
+    """
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, network: nn.Module, centre: float, scale: float) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("centre", torch.tensor(centre))
+        self.register_buffer("scale", torch.tensor(max(scale, 1e-6)))
+
+    @property
+    def radius(self) -> int | None:
+        """The network's own."""
+        return self.network.radius  # type: ignore[return-value]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """image (B, 1, H, W) -> mean and model variance in the image's own unit, (B, 1, H, W)."""
+        mean, variance = self.network((image - self.centre) / self.scale)
+        return mean * self.scale + self.centre, variance * self.scale**2
+
+
+def spread_of(planes: Iterable[Plane]) -> tuple[float, float]:
+    """Mean and standard deviation of all pixels, every plane counting the same."""
+    moments = np.mean([(p.mean(dtype=np.float64), np.square(p, dtype=np.float64).mean()) for p in planes], axis=0)
+    return float(moments[0]), float(np.sqrt(max(moments[1] - moments[0] ** 2, 0.0)))
+
+
 class Preliminary(nn.Module):
     """A blind-spot network and a noise model.
 
@@ -130,7 +166,7 @@ class Preliminary(nn.Module):
     def learn_only(self, phase: str) -> Preliminary:
         """Freezes what the phase does not train: all but the mean, all but the variances, or nothing."""
         for name, weight in self.named_parameters():
-            of_variance = name.startswith((f"network.{HEAD}", "noise."))
+            of_variance = name.startswith(("network.network." + HEAD, "noise."))
             weight.requires_grad_(phase == "joint" or of_variance == (phase == "variance"))
         return self
 
@@ -141,10 +177,12 @@ def build_preliminary(config: PreliminaryConfig, audit: Audit, out: Path, seed: 
     network = build_network(config.network, config.options)
     if not hasattr(network, HEAD):
         raise ValueError(f"preliminary.network: {config.network} is no blind-spot network")
+    images = audit.noisy("train")
+    seen = Standardised(network, *spread_of(read_plane(out, image.file) for image in images))
     if config.noise == "cnn-est":
-        return Preliminary(network, NoiseFunction())
-    guesses = [first_guess(read_plane(out, i.file), audit.sets[i.set].stride) for i in audit.noisy("train")]
-    return Preliminary(network, NoiseTable(torch.tensor(guesses)))
+        return Preliminary(seen, NoiseFunction())
+    guesses = [first_guess(read_plane(out, i.file), audit.sets[i.set].stride) for i in images]
+    return Preliminary(seen, NoiseTable(torch.tensor(guesses)))
 
 
 def objective(config: PreliminaryConfig, phase: str) -> Objective:

@@ -16,13 +16,13 @@ from training.data.noise import NoiseLaw, Plane
 from training.evaluation.preliminary import RUN, WEIGHTS, PreliminaryRestorer, stride_in
 from training.evaluation.variant import DEFAULT, read_variants
 from training.metric import psnr
-from training.pipeline.learner import Preliminary, PreliminaryConfig
+from training.pipeline.learner import Preliminary, PreliminaryConfig, Standardised
 from training.pipeline.noise_table import NoiseTable
 from training.report.model import RunModel
 from training.restorer import LocalBundle
 
 BUNDLES = Path(__file__).parents[3] / "models" / "bundles"
-CONFIG = PreliminaryConfig(options={"channels": 8, "modules": 1}, inference_stride=1)
+CONFIG = PreliminaryConfig(options={"channels": 16, "modules": 1}, inference_stride=1)
 
 
 def noisy(sigma: float = 0.1) -> Plane:
@@ -32,13 +32,13 @@ def noisy(sigma: float = 0.1) -> Plane:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run folder whose stage 1 answers with what the middle of the image holds on average, exactly known."""
-    network = LightBlindSpot(channels=8, modules=1)
+    network = LightBlindSpot(channels=16, modules=1)
     with torch.no_grad():
         for weights in (network.tail[-1], network.variance_head[-1]):
             weights.weight.zero_()
         network.tail[-1].bias.fill_(0.5)
         network.variance_head[-1].bias.fill_(0.1)
-    model = Preliminary(network, NoiseTable(torch.full((3, 2), 0.01)))
+    model = Preliminary(Standardised(network, 0.0, 1.0), NoiseTable(torch.full((3, 2), 0.01)))
     (tmp_path / WEIGHTS).parent.mkdir()
     torch.save(model.state_dict(), tmp_path / WEIGHTS)
     (tmp_path / RUN).write_text(json.dumps({"config": {"preliminary": dataclasses.asdict(CONFIG)}}))
