@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from training.config import Fit, TrainConfig
-from training.data.noise import Kernel, NoiseLaw, Plane, add_noise, kernel_correlation
+from training.data.noise import Kernel, NoiseLaw, Plane, add_noise, correlations, kernel_correlation
 from training.data.source import SourceConfig
 from training.noise.mixture import Mixture
 from training.noise.population import LearnedPopulation, SetPopulation, write_population
@@ -110,6 +110,7 @@ def write_stages(out: Path, images: int = 6) -> Path:
     write_audit(out, Audit(noisy, tuple(clean), refused, sets, ("few images",)))
     write_table(out, list(rows))
     write_population(out / "synthesis" / "population.json", LearnedPopulation(tuple(map(set_population, SETS))))
+    write_json(out / "synthesis" / "laws.json", {row.id: law_of(row) for row in rows})
     write_profound(out / "profound", CONFIG)
     for stage in STAGES[:-1]:
         mark_done(out, stage)
@@ -119,6 +120,11 @@ def write_stages(out: Path, images: int = 6) -> Path:
         out / "pipeline.json", {"preset": "smoke", "seed": 0, "config": config, "folders": folders, **provenance()}
     )
     return out
+
+
+def law_of(row: NoiseRow) -> list[float]:
+    """What a denoiser is told of an image's noise."""
+    return [row.a, row.b, row.b / 16, *correlations(SETS[row.set][1])]
 
 
 def mark_done(out: Path, stage: str) -> None:

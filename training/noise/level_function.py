@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from training.noise.correlation import PATCHES_MIN, FlatPatches, degrees_of_freedom, kept_share
 
-LARGEST = 4.0  # factor on the variance, either way: beyond it patches or law are not what they should be
+LARGEST = 100.0  # factor on the variance, either way: beyond it patches or law are not what they should be
 
 
 def variance_factor(patches: FlatPatches, law: tuple[float, float], correlation: NDArray[np.float64]) -> float:
     """What the variance a s + b of a law (a, b) must be multiplied with to be that of an image's patches.
 
     `correlation` (11, 11) is that of the noise. The median of the patches, which texture in some does not move;
-    1 where there are fewer than 8, and between 1/4 and 4.
+    1 where there are fewer than 8, and between 1/100 and 100.
     """
     if len(patches) < PATCHES_MIN:
         return 1.0

@@ -19,21 +19,20 @@ import torch
 from torch import nn
 
 from models.bundle import find_bundle, sha256_of
-from models.networks.noise_level import FLOOR
 from training.config import Fit, TrainConfig
 from training.data.crop import CropMixture
-from training.data.noise import LAGS, NoisePopulation, Plane
+from training.data.noise import NoisePopulation
 from training.data.pair import NoisyPairs, PairConfig
 from training.data.source import Source, SourceConfig
 from training.data.stream import Mixture, RealPair, StreamConfig, Streams
 from training.machine import Machine
 from training.noise.population import read_population
 from training.objective import denoising, noise_estimation
-from training.pipeline.record import AUDIT, PRELIMINARY_IMAGES, TABLE, Audit, read_audit, read_plane, read_table
+from training.pipeline.record import AUDIT, PRELIMINARY_IMAGES, TABLE, Audit, read_audit, read_json, read_plane
+from training.pipeline.synthesis import LAWS, POPULATION
 from training.train import Task, build_graph, commit, fit_graph, write_run
 
 FOLDER = "profound"
-POPULATION = Path("synthesis", "population.json")
 VALIDATION_IMAGES = 16
 SHIPPED = Path(__file__).parents[2] / "models" / "bundles"
 
@@ -125,7 +124,7 @@ def run(
 
 def digest(out: Path, config: ProfoundConfig, train_config: TrainConfig, graph: str) -> str:
     """SHA-256 of what decides one graph's weights, the files of the earlier stages included."""
-    inputs = [sha256_of(out / file) for file in (AUDIT, TABLE, POPULATION)]
+    inputs = [sha256_of(out / file) for file in (AUDIT, TABLE, LAWS, POPULATION)]
     start = start_bundle(config).digest if config.start else ""
     mixing = [dataclasses.asdict(config.streams), config.learned_share]
     text = json.dumps([train_config.digest(graph), mixing, start, inputs], sort_keys=True)
@@ -150,22 +149,11 @@ def streams(out: Path, config: ProfoundConfig, audit: Audit, train_config: Train
 
 def real_pairs(out: Path, audit: Audit) -> list[RealPair]:
     """S1: the noisy training images, what stage 1 made of them, and what it found their noise to be."""
-    rows = {row.id: row for row in read_table(out)}
-    pairs = []
+    told, pairs = read_json(out / LAWS), []
     for image in audit.noisy("train"):
-        row = rows[image.id]
-        colour = centre_lags(np.array(audit.sets[image.set].correlation))
-        parameters = np.array([row.a, row.b, FLOOR * row.level**2, *colour], dtype=np.float32)
         restored = read_plane(out, str(PRELIMINARY_IMAGES / f"{image.id}.npy"))
-        pairs.append(RealPair(read_plane(out, image.file), restored, parameters))
+        pairs.append(RealPair(read_plane(out, image.file), restored, np.array(told[image.id], dtype=np.float32)))
     return pairs
-
-
-def centre_lags(correlation: Plane) -> list[float]:
-    """The correlations that a network is told, from those at all lags (K, K), 1 in the middle."""
-    middle = correlation.shape[0] // 2
-    reach = correlation.shape[0] - middle
-    return [float(correlation[middle + d, middle + a]) if max(d, a) < reach else 0.0 for d, a in LAGS]
 
 
 def start_bundle(config: ProfoundConfig) -> Any:

@@ -38,6 +38,7 @@ INPUTS = {
         "preliminary/table.json",
         "preliminary/images",
         "synthesis/population.json",
+        "synthesis/laws.json",
     ),
     "report": (
         "audit/audit.json",

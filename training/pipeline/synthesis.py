@@ -1,7 +1,7 @@
 """Stage 2: learns the population of the noise that stage 1 found, and reports how well draws from it resemble it.
 
 Reads `audit/` and `preliminary/`; writes `synthesis/population.json`, which stage 3 draws from, and
-`synthesis/synthesis.json`, the fit report.
+`synthesis/synthesis.json`, the fit report; `synthesis/laws.json` has what was found for each training image.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from training.data.noise import Kernel
+from models.networks.noise_level import FLOOR
+from training.data.noise import LAGS, Kernel
 from training.noise.agreement import describe_fit
 from training.noise.correlation import FlatPatches, correlation_of_patches, flat_patches
 from training.noise.level_function import variance_factor
@@ -37,6 +38,7 @@ Law = tuple[float, float]  # (a, b): variance a s + b at signal s
 
 POPULATION = Path("synthesis", "population.json")
 REPORT = Path("synthesis", "synthesis.json")
+LAWS = Path("synthesis", "laws.json")
 FLOOR_SHARE = 0.03  # of an image's variance: a smaller a or b makes no difference
 LOWEST_SNR = 3.0  # of magnitude images, from where their noise is nearly Gaussian
 WHITE = 0.05  # correlation below which noise is white as far as can be measured
@@ -77,7 +79,21 @@ def run(out: Path, config: SynthesisConfig, *, seed: int) -> None:
     for name, found in report["sets"].items():  # what the flat patches made of stage 1's levels
         found["level_factor"] = [round(float(q), 3) for q in np.quantile(np.sqrt(factors[name]), (0.1, 0.5, 0.9))]
     write_population(out / POPULATION, population)
+    write_json(out / LAWS, parameters_of(rows, laws, {name: found[0] for name, found in colours.items()}))
     write_json(out / REPORT, report)
+
+
+def parameters_of(
+    rows: Mapping[str, Sequence[NoiseRow]], laws: Mapping[str, Sequence[Law]], colours: Mapping[str, Array]
+) -> dict[str, list[float]]:
+    """What a denoiser is told of the noise of each image (by id): slope, offset, floor, correlations at `LAGS`."""
+    told = {}
+    for name, correlation in colours.items():
+        middle = correlation.shape[0] // 2
+        lags = [float(correlation[middle + down, middle + across]) for down, across in LAGS]
+        for row, (a, b) in zip(rows[name], laws[name], strict=True):
+            told[row.id] = [a, b, FLOOR * b, *lags]
+    return told
 
 
 def rows_by_set(audit: Audit, table: Sequence[NoiseRow]) -> dict[str, list[NoiseRow]]:

@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from training.data.crop import middle
 from training.data.noise import Plane
-from training.noise.correlation import flat_patches, measure_correlation
+from training.noise.correlation import FlatPatches, correlation_of_patches, flat_patches
 from training.pipeline.record import PRELIMINARY_IMAGES, Audit, NoisyImage, read_plane
 from training.restorer import Restorer
 
@@ -34,6 +34,11 @@ class Restored:
     def residual(self) -> Plane:
         """What was taken away."""
         return self.noisy - self.restored
+
+    @property
+    def guide(self) -> Plane:
+        """What tells where the image is flat."""
+        return self.restored if self.preliminary is None else self.preliminary
 
 
 def shown_images(audit: Audit, name: str, count: int) -> list[NoisyImage]:
@@ -61,10 +66,9 @@ def blocks(plane: Plane, side: int = BLOCK) -> Plane:
     return np.asarray(sliding_window_view(plane, (side, side))[::side, ::side].reshape(-1, side, side))
 
 
-def flat_level(plane: Plane) -> float | None:
-    """Standard deviation of the noise in the flat patches of a plane, unit scale; None where there are none."""
-    patches = flat_patches(plane)
-    return float(np.sqrt(np.median(np.square(patches).mean((1, 2))))) if len(patches) else None
+def flat_level(patches: FlatPatches) -> float | None:
+    """Standard deviation of the noise in flat patches, unit scale; None where there are none."""
+    return float(np.sqrt(np.median(np.square(patches.noise).mean((1, 2))))) if len(patches) else None
 
 
 def lag1(correlation: Any) -> list[float] | None:
@@ -76,8 +80,7 @@ def lag1(correlation: Any) -> list[float] | None:
 
 def level_points(restored: Restored, count: int = 60) -> list[list[float]]:
     """[signal, standard deviation] of the noise in the smoothest half of an image's blocks, thinned out."""
-    clean = restored.restored if restored.preliminary is None else restored.preliminary
-    signal, noise = blocks(clean), blocks(restored.noisy - clean)
+    signal, noise = blocks(restored.guide), blocks(restored.noisy - restored.guide)
     if not len(signal):
         return []
     smooth = np.argsort(signal.std((1, 2)), kind="stable")[: max(1, len(signal) // 2)]
@@ -117,15 +120,20 @@ def mean_of(values: Iterable[float | None]) -> float | None:
 
 def measure_set(restored: list[Restored]) -> dict[str, Any]:
     """All numbers of one set; correlations are (11, 11) lists with 1 in the middle, or None."""
-    noise = measure_correlation(r.noisy for r in restored)
-    removed = measure_correlation(r.residual for r in restored)
-    left = measure_correlation(r.restored for r in restored)
-    correlations = {"noise": noise, "removed": removed, "left": left}
+    flat = {
+        name: [flat_patches(plane, smooth=r.guide) for r, plane in zip(restored, planes, strict=True)]
+        for name, planes in {
+            "noise": [r.noisy for r in restored],
+            "removed": [r.residual for r in restored],
+            "left": [r.restored for r in restored],
+        }.items()
+    }
+    correlations = {name: correlation_of_patches(patches) for name, patches in flat.items()}
     return {
         "images": [r.record.id for r in restored],
         "held_back": all(r.record.split == "test" for r in restored),
-        "level_before": mean_of(flat_level(r.noisy) for r in restored),
-        "level_after": mean_of(flat_level(r.restored) for r in restored),
+        "level_before": mean_of(map(flat_level, flat["noise"])),
+        "level_after": mean_of(map(flat_level, flat["left"])),
         "change": float(np.mean([np.sqrt((r.residual**2).mean(dtype=np.float64)) for r in restored])),
         "bias": mean_of(bias(r) for r in restored),
         "structure": mean_of(structure(r) for r in restored),

@@ -19,7 +19,7 @@ from training.data.noise import correlations
 from training.data.pair import PairConfig
 from training.data.stream import StreamConfig
 from training.export import export
-from training.pipeline.profound import ProfoundConfig, centre_lags, real_pairs, run
+from training.pipeline.profound import ProfoundConfig, real_pairs, run
 from training.pipeline.record import read_audit
 
 PAIRS = PairConfig(crop=32)
@@ -66,12 +66,6 @@ def test_real_pairs_are_told_their_level_and_colour(out: Path) -> None:
     assert 0 < len(coloured) < len(pairs)
     np.testing.assert_allclose(coloured[0][3:], correlations(BOX), atol=1e-6)
     np.testing.assert_allclose([p.parameters[1] for p in pairs], LEVEL**2, rtol=1e-6)
-
-
-def test_lags_beyond_what_was_measured_are_zero() -> None:
-    table = np.arange(9, dtype=np.float32).reshape(3, 3)
-    assert centre_lags(table) == [7.0, 5.0, 0.0, 0.0]
-    assert len(centre_lags(table)) == len(PARAMETERS) - 3
 
 
 def test_a_stopped_stage_goes_on_to_the_same_bits(out: Path, tmp_path: Path) -> None:
