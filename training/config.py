@@ -63,6 +63,7 @@ class TrainConfig:
     estimate: Fit | None = None
     scale: int = 1
     seed: int = 0
+    start: str = ""  # a bundle (its folder, or NAME@VERSION among the shipped ones) to go on from; "": from scratch
     sources: tuple[SourceConfig, ...] = ()
     validation: tuple[SourceConfig, ...] = ()
     noise: NoisePopulation = field(default_factory=NoisePopulation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -28,6 +29,7 @@ from training.data.source import Source, data_list
 from training.loop import Objective, fit_network
 from training.machine import Machine
 from training.objective import denoising, noise_estimation, superresolution
+from training.start import begin, start_digest
 
 CONFIGS = Path(__file__).parent / "configs"
 WEIGHTS = "weights.pt"
@@ -48,6 +50,11 @@ def build_pairs(config: TrainConfig, graph: str, fit: Fit, crops: CropMixture) -
         return ReducedPairs(crops, fit.pairs, seed, fit.batch, fit.steps, config.scale, config.degradation)
     misjudged = 0.0 if graph == "estimate" else 0.1
     return NoisyPairs(crops, fit.pairs, seed, fit.batch, fit.steps, config.noise, misjudged)
+
+
+def digest(config: TrainConfig, graph: str) -> str:
+    """SHA-256 of what decides one graph's weights, the bundle that it starts from included."""
+    return hashlib.sha256((config.digest(graph) + start_digest(config.start)).encode()).hexdigest()
 
 
 def build_objective(config: TrainConfig, graph: str, planes: list[Plane]) -> Objective:
@@ -84,10 +91,10 @@ def train(options: argparse.Namespace, config: TrainConfig, graphs: list[str]) -
         task = Task(
             config,
             graph,
-            build_graph(config, graph, config.fits[graph]),
+            begin(build_graph(config, graph, config.fits[graph]), config.start, graph),
             build_pairs(config, graph, config.fits[graph], CropMixture(sources)),
             build_objective(config, graph, planes),
-            config.digest(graph),
+            digest(config, graph),
         )
         fabric = fit_graph(task, options.out, machine)
         if fabric.is_global_zero:

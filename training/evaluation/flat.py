@@ -13,7 +13,7 @@ from training.noise.correlation import (
     PATCHES_MIN,
     ROUNDING,
     Array,
-    correlation_of_patches,
+    correlation_of_noise,
     grid,
     noisy_patches,
     remove_surface,
@@ -69,4 +69,4 @@ def correlation(patches: Array) -> Array | None:
     """Correlation (11, 11) at lags -5 to 5, [5 + down, 5 + across]; None for too few patches that hold anything."""
     energy = np.square(patches).mean((1, 2))
     held = patches[energy > UNTOUCHED * np.median(energy)] if len(patches) else patches
-    return correlation_of_patches([held])
+    return correlation_of_noise([held])

@@ -26,6 +26,7 @@ from training.data.noise import Plane
 
 Array = NDArray[np.float64]
 
+LOWEST_SNR = 3.0  # of magnitude images: from here on their Rician noise is nearly Gaussian
 PATCH = 24  # rows and columns
 STEP = 12  # between patches
 REACH = 5  # lags of the result: -5 to 5 both ways
@@ -64,7 +65,12 @@ def measure_correlation(planes: Iterable[Plane], lowest_snr: float = 0.0) -> Arr
 
 def correlation_of_patches(patches: Sequence[FlatPatches]) -> Array | None:
     """Noise correlation (11, 11) of the patches of several planes; None where there are fewer than 8."""
-    lags = [autocovariance(chunk.noise) for chunk in patches if len(chunk)]
+    return correlation_of_noise([chunk.noise for chunk in patches])
+
+
+def correlation_of_noise(noise: Sequence[Plane]) -> Array | None:
+    """The same of patches (N, 24, 24) without their surfaces, plane by plane."""
+    lags = [autocovariance(chunk) for chunk in noise if len(chunk)]
     return pool(np.concatenate(lags)) if sum(map(len, lags)) >= PATCHES_MIN else None
 
 

@@ -1,7 +1,7 @@
 """The level of an image's noise from its flat patches, corrected for what the patches lost with their surface.
 
-Stage 1 fits the noise-level function a s + b to what its network could not predict. Where noise is correlated the
-network predicts some of it from the neighbours, and the level comes out too low, by a tenth at the correlations of
+Stage 1 fits the noise-level function a max(s, 0) + b to what its network could not predict. Where noise is correlated
+the network predicts some of it from the neighbours, and the level comes out too low, by a tenth at the correlations of
 real CT and more beyond. Patches of the noisy image itself, where the denoised one is flat, miss nothing but the
 slowest noise, and how much that is follows from the correlation. They are few and of few signals: they say how high
 the function lies, stage 1 says how it is shaped.
@@ -18,14 +18,14 @@ LARGEST = 100.0  # factor on the variance, either way: beyond it patches or law 
 
 
 def variance_factor(patches: FlatPatches, law: tuple[float, float], correlation: NDArray[np.float64]) -> float:
-    """What the variance a s + b of a law (a, b) must be multiplied with to be that of an image's patches.
+    """What the variance a max(s, 0) + b of a law (a, b) must be multiplied with to be that of an image's patches.
 
     `correlation` (11, 11) is that of the noise. The median of the patches, which texture in some does not move;
     1 where there are fewer than 8, and between 1/100 and 100.
     """
     if len(patches) < PATCHES_MIN:
         return 1.0
-    variance = np.maximum(law[0] * patches.signal + law[1], 1e-12)
+    variance = np.maximum(law[0] * np.maximum(patches.signal, 0) + law[1], 1e-12)
     ratio = float(np.median(np.square(patches.noise).mean((1, 2)) / variance))
     ratio /= kept_share(correlation) * median_of_mean(degrees_of_freedom(correlation))
     return float(np.clip(ratio, 1 / LARGEST, LARGEST))

@@ -1,7 +1,7 @@
 """The noise of real image sets, learned: what stage 3 draws its noise from.
 
-For every set a density over (log a, log b) of the noise-level function a s + b, the range in which its images lie,
-the kernels of its noise and whether it is Rician. Half of the draws follow the density; the other half lie
+For every set a density over (log a, log b) of the noise-level function a max(s, 0) + b, the range in which its images
+lie, the kernels of its noise and whether it is Rician. Half of the draws follow the density; the other half lie
 log-uniformly in the range widened twofold, so that levels between and beyond the observed ones are learned too.
 """
 

@@ -38,6 +38,7 @@ class AuditConfig:
     correlation_images: int = 64  # of one set that its noise correlation is measured on
     clean_include: tuple[str, ...] = ("*",)
     clean_exclude: tuple[str, ...] = ()
+    clean_test: tuple[str, ...] = ()  # photographs that are held back; none named: a share of them, by lot
     clean_reduce: int = 1  # area reduction of the photographs, which averages their own noise and JPEG blocks away
     clean_level: float = 0.03  # own noise, on the unit scale, from which on a photograph is left out
 

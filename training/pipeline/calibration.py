@@ -31,7 +31,7 @@ ROUNDS = 8  # of reweighting
 
 @dataclass(frozen=True)
 class Calibration:
-    """Variance a s + b at signal s, and how well that describes the flat pixels."""
+    """Variance a max(s, 0) + b at signal s, and how well that describes the flat pixels."""
 
     a: float
     b: float
@@ -93,12 +93,12 @@ def flat_bins(noisy: Plane, mean: Plane, level: float) -> list[Bin]:
 
 
 def fit_law(bins: list[Bin]) -> tuple[float, float, NDArray[np.float64]]:
-    """(a, b) and the fitted variance of each bin: a signal + b + c roughness, none of them negative.
+    """(a, b) and the fitted variance of each bin: a max(signal, 0) + b + c roughness, none of them negative.
 
     The variance of a variance estimate is 2 v^2 / n, so weights are sqrt(n) / fitted v, found in a few rounds.
     """
     flattest = min(x.roughness for x in bins)  # what noise in the mean makes of a flat place
-    columns = np.array([[x.signal, 1.0, x.roughness - flattest] for x in bins])
+    columns = np.array([[max(x.signal, 0.0), 1.0, x.roughness - flattest] for x in bins])
     scale = np.maximum(np.abs(columns).mean(axis=0), 1e-12)
     observed, count = np.array([x.variance for x in bins]), np.sqrt([x.pixels for x in bins])
     fitted, found = observed, np.zeros(3)

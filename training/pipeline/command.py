@@ -82,7 +82,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides the preset")
     run.add_argument("--stage", choices=STAGES, help="run this one alone")
     run.add_argument("--redo", action="store_true", help="delete and make anew what was made with other settings")
-    run.add_argument("--from", dest="start", metavar="BUNDLE", help="start stage 3 from these weights; default: none")
+    run.add_argument("--from", dest="start", metavar="BUNDLE", help="bundle that stage 3 goes on from, or none")
     run.add_argument("--devices", type=int, default=1, help="processes or GPUs on this machine")
     run.add_argument("--nodes", type=int, default=1, help="machines that train together")
     run.add_argument("--threads", type=int, default=0, help="CPU threads of a process; 0 leaves it to PyTorch")

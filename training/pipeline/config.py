@@ -60,7 +60,14 @@ def from_record(record: dict[str, Any], overrides: Iterable[str] = ()) -> Pipeli
 
 def read_pipeline_config(path: Path, overrides: Iterable[str] = ()) -> PipelineConfig:
     """A preset with overrides on top. Raises ValueError naming the key that is wrong."""
+    return from_record(read_document(path), overrides)
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """A preset's tables; `extends = "cpu.toml"`, a file beside it, gives those that it leaves out."""
     try:
-        return from_record(tomllib.loads(path.read_text(encoding="utf-8")), overrides)
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path.name}: {error}") from error
+    base = document.pop("extends", "")
+    return merge(read_document(path.parent / base), document) if base else document

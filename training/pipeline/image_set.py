@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.noise.correlation import REACH, measure_correlation, stride_of
+from training.noise.correlation import LOWEST_SNR, REACH, measure_correlation, stride_of
 from training.pipeline.intake import Frame, SetRule
 from training.pipeline.record import ImageSet, NoisyImage, read_plane
 
 CT_WINDOW = (-160.0, 240.0)  # HU
 PERCENTILES = (0.005, 0.995)
 MAGNITUDE = "MR"
-LOWEST_SNR = 3.0  # from here on Rician noise is nearly Gaussian
 FEW = 10  # images
 
 

@@ -182,11 +182,11 @@ def guess_modality(folder: str) -> str:
 
 
 def patient_in(name: str, pattern: str) -> str:
-    """What the name of a raster file says about the patient: all but its trailing digits and separators."""
+    """What the name of a raster file says about the patient: all but its last number and the separators about it."""
     stem = name.rsplit(".", 1)[0]
     if pattern and (found := re.search(pattern, stem)):
         return found.group(1) if found.groups() else found.group()
-    return re.sub(r"[\d\W_]+$", "", stem)
+    return re.sub(r"[\W_]*\d*[\W_]*$", "", stem)
 
 
 def rule_for(name: str, rules: tuple[SetRule, ...]) -> SetRule:

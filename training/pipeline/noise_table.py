@@ -1,6 +1,6 @@
 """One noise law per image, learned beside the blind-spot network.
 
-Variance a s + b at signal s, both positive. Two numbers per image cannot describe texture, so what
+Variance a max(s, 0) + b at signal s, both positive. Two numbers per image cannot describe texture, so what
 the network cannot predict is told apart from noise as well as a likelihood allows.
 """
 
@@ -30,7 +30,7 @@ class NoiseTable(nn.Module):
 
     def forward(self, signal: Tensor, index: Tensor) -> Tensor:
         a, b = (self.initial + PACE * self.change)[index].exp()[..., None, None, None].unbind(dim=1)
-        return (a * signal + b).clamp(min=FLOOR)
+        return (a * signal.clamp(min=0) + b).clamp(min=FLOOR)
 
     @torch.no_grad()
     def laws(self) -> list[tuple[float, float]]:
@@ -62,7 +62,7 @@ def likeliest_law(
     residual, mean, model_variance: one shape; at most about `most` of their elements are looked at, evenly spread.
     """
     step = max(1, residual.numel() // most)
-    r2, s, vm = (x.detach().double().cpu().flatten()[::step] for x in (residual**2, mean, model_variance))
+    r2, s, vm = (x.detach().double().cpu().flatten()[::step] for x in (residual**2, mean.clamp(min=0), model_variance))
     logs = torch.tensor(start, dtype=torch.float64).clamp(min=LOWEST).log().requires_grad_()
     optimizer = torch.optim.LBFGS([logs], max_iter=50, line_search_fn="strong_wolfe")
 

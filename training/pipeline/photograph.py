@@ -14,7 +14,7 @@ from training.comparator.noise_level import wavelet
 from training.data.noise import Plane
 from training.data.source import area_reduce, read_plane
 from training.noise.correlation import noisy_patches, remove_surface
-from training.pipeline.intake import list_files
+from training.pipeline.intake import list_files, matches
 from training.pipeline.partition import partition
 from training.pipeline.record import CleanImage, Refusal, write_plane
 
@@ -29,6 +29,8 @@ class CleanConfig(Protocol):
     def clean_include(self) -> tuple[str, ...]: ...
     @property
     def clean_exclude(self) -> tuple[str, ...]: ...
+    @property
+    def clean_test(self) -> tuple[str, ...]: ...
     @property
     def clean_reduce(self) -> int: ...
     @property
@@ -61,11 +63,18 @@ def prepare_clean(
     if not kept:
         reasons = "; ".join(f"{refusal.source}: {refusal.reason}" for refusal in refused[:5])
         raise ValueError(f"{folder.name}: none of its photographs can be used (left out: {reasons})")
-    sides, _ = partition(["clean"] * len(kept), [source for source, _ in kept], config.test_share, seed)
+    sides = sides_of([source for source, _ in kept], config, seed)
     return [
         CleanImage(f"c{number:06}", file_of(number), sha256, source, side)
         for number, ((source, sha256), side) in enumerate(zip(kept, sides, strict=True), 1)
     ], refused
+
+
+def sides_of(sources: list[str], config: CleanConfig, seed: int) -> list[str]:
+    """ "train" or "test" for every photograph: by its name where the configuration says so, else by lot."""
+    if config.clean_test:
+        return ["test" if matches(source, config.clean_test) else "train" for source in sources]
+    return partition(["clean"] * len(sources), sources, config.test_share, seed)[0]
 
 
 def file_of(number: int) -> str:

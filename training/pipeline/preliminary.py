@@ -117,8 +117,8 @@ def restore_all(
         path = row_path(out, image)
         if path.exists() and read_json(path)["digest"] == digest:
             continue
-        stride = audit.sets[image.set].stride
-        result = restore(model, image, read_plane(out, image.file), stride, learned.get(image.id), config)
+        record = audit.sets[image.set]
+        result = restore(model, image, read_plane(out, image.file), record, learned.get(image.id), config)
         write_plane(out / PRELIMINARY_IMAGES / f"{image.id}.npy", result.image)
         write_json(
             path,

@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from models.bundle import find_bundle, sha256_of
+from models.bundle import sha256_of
 from training.config import Fit, TrainConfig
 from training.data.crop import CropMixture
 from training.data.noise import NoisePopulation
@@ -30,11 +29,11 @@ from training.noise.population import read_population
 from training.objective import denoising, noise_estimation
 from training.pipeline.record import AUDIT, PRELIMINARY_IMAGES, TABLE, Audit, read_audit, read_json, read_plane
 from training.pipeline.synthesis import LAWS, POPULATION
+from training.start import begin, start_digest
 from training.train import Task, build_graph, commit, fit_graph, write_run
 
 FOLDER = "profound"
 VALIDATION_IMAGES = 16
-SHIPPED = Path(__file__).parents[2] / "models" / "bundles"
 
 
 def default_restore() -> Fit:
@@ -111,7 +110,7 @@ def run(
     digests = {graph: digest(out, config, train_config, graph) for graph in train_config.fits}
     planes = [read_plane(out, image.file) for image in audit.clean if image.split == "test"][:VALIDATION_IMAGES]
     for graph, fit in train_config.fits.items():
-        network = begin(config, build_graph(train_config, graph, fit), graph)
+        network = begin(build_graph(train_config, graph, fit), config.start, graph)
         pairs = streams(out, config, audit, train_config, graph)
         objective = (denoising if graph == "restore" else noise_estimation)(planes)
         if not planes:
@@ -125,9 +124,8 @@ def run(
 def digest(out: Path, config: ProfoundConfig, train_config: TrainConfig, graph: str) -> str:
     """SHA-256 of what decides one graph's weights, the files of the earlier stages included."""
     inputs = [sha256_of(out / file) for file in (AUDIT, TABLE, LAWS, POPULATION)]
-    start = start_bundle(config).digest if config.start else ""
     mixing = [dataclasses.asdict(config.streams), config.learned_share]
-    text = json.dumps([train_config.digest(graph), mixing, start, inputs], sort_keys=True)
+    text = json.dumps([train_config.digest(graph), mixing, start_digest(config.start), inputs], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -154,32 +152,6 @@ def real_pairs(out: Path, audit: Audit) -> list[RealPair]:
         restored = read_plane(out, str(PRELIMINARY_IMAGES / f"{image.id}.npy"))
         pairs.append(RealPair(read_plane(out, image.file), restored, np.array(told[image.id], dtype=np.float32)))
     return pairs
-
-
-def start_bundle(config: ProfoundConfig) -> Any:
-    """The verified bundle to go on from."""
-    folder = Path(config.start)
-    if (folder / "manifest.json").is_file():
-        return find_bundle(folder.resolve().parents[1], f"{folder.resolve().parent.name}@{folder.resolve().name}")
-    return find_bundle(SHIPPED, config.start)
-
-
-def begin(config: ProfoundConfig, network: nn.Module, graph: str) -> nn.Module:
-    """The network as training starts: seeded at random, or with the weights of the bundle to go on from.
-
-    Raises ValueError where that bundle holds no weights, or those of another network.
-    """
-    if not config.start:
-        return network
-    bundle = start_bundle(config)
-    path = bundle.folder / f"{graph}.pt"
-    if path.name not in bundle.manifest.files:
-        raise ValueError(f"{bundle.reference} holds no weights to go on from; leave start empty to begin from scratch")
-    try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except RuntimeError as error:
-        raise ValueError(f"{bundle.reference} is of another network or size than profound.{graph}") from error
-    return network
 
 
 def data_list(audit: Audit) -> list[dict[str, str]]:

@@ -100,7 +100,7 @@ class Audit:
 
 @dataclass(frozen=True)
 class NoiseRow:
-    """The noise of one image as stage 1 found it: variance a s + b at signal s, on the unit scale.
+    """The noise of one image as stage 1 found it: variance a max(s, 0) + b at signal s, on the unit scale.
 
     `raw_` values are what the likelihood ended with, model error included; the others are corrected on
     the image's flat pixels and are the ones to use.

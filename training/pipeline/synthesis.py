@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from models.networks.noise_level import FLOOR
 from training.data.noise import LAGS, Kernel
 from training.noise.agreement import describe_fit
-from training.noise.correlation import FlatPatches, correlation_of_patches, flat_patches
+from training.noise.correlation import LOWEST_SNR, FlatPatches, correlation_of_patches, flat_patches
 from training.noise.level_function import variance_factor
 from training.noise.mixture import fit_density
 from training.noise.population import LearnedPopulation, SetPopulation, Spread, write_population
@@ -34,13 +33,12 @@ from training.pipeline.record import (
 )
 
 Array = NDArray[np.float64]
-Law = tuple[float, float]  # (a, b): variance a s + b at signal s
+Law = tuple[float, float]  # (a, b): variance a max(s, 0) + b at signal s
 
 POPULATION = Path("synthesis", "population.json")
 REPORT = Path("synthesis", "synthesis.json")
 LAWS = Path("synthesis", "laws.json")
 FLOOR_SHARE = 0.03  # of an image's variance: a smaller a or b makes no difference
-LOWEST_SNR = 3.0  # of magnitude images, from where their noise is nearly Gaussian
 WHITE = 0.05  # correlation below which noise is white as far as can be measured
 
 
@@ -92,7 +90,7 @@ def parameters_of(
         middle = correlation.shape[0] // 2
         lags = [float(correlation[middle + down, middle + across]) for down, across in LAGS]
         for row, (a, b) in zip(rows[name], laws[name], strict=True):
-            told[row.id] = [a, b, FLOOR * b, *lags]
+            told[row.id] = [a, b, b, *lags]
     return told
 
 

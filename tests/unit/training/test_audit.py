@@ -276,6 +276,12 @@ def test_photographs_are_reduced_when_asked(run: Run, tmp_path: Path) -> None:
     assert {read_plane(tmp_path / "out", image.file).shape for image in found.clean} == {(80, 90)}
 
 
+def test_photographs_are_held_back_by_name_when_asked(run: Run) -> None:
+    first = min(image.source for image in run(out="by-lot").clean)
+    found = run(clean_test=(first,))
+    assert [image.source for image in found.clean if image.split == "test"] == [first]
+
+
 def test_own_noise_is_not_mistaken_for_texture() -> None:
     y, x = np.mgrid[:200, :200] / 200
     textured = np.where(x < 0.7, 0.5 + 0.2 * np.sin(300 * x) * np.sin(280 * y), 0.5 + 0.1 * y).astype(np.float32)

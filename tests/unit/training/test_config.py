@@ -10,9 +10,11 @@ import pytest
 from models.networks.registry import build_network
 from training.config import parse_override, read_config
 from training.data.source import list_images
+from training.pipeline.config import read_pipeline_config
 from training.train import CONFIGS
 
-SHIPPED = sorted(path for path in CONFIGS.glob("*.toml") if path.stem != "evaluation")
+SHIPPED = [CONFIGS / f"{name}.toml" for name in ("denoise", "superresolve-x2", "superresolve-x4")]
+PRESETS = sorted(CONFIGS.glob("pipeline-*.toml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -23,6 +25,16 @@ def test_shipped_configuration_loads_and_builds(path: Path) -> None:
         if fit is not None:
             parameters = sum(p.numel() for p in build_network(fit.network, fit.options).parameters())
             assert parameters <= 1_000_000
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_preset_loads_and_builds(path: Path) -> None:
+    config = read_pipeline_config(path)
+    build_network(config.preliminary.network, config.preliminary.options)
+    build_network(config.profound.estimate.network, config.profound.estimate.options)
+    restore = build_network(config.profound.restore.network, config.profound.restore.options)
+    if path.stem != "pipeline-gpu":
+        assert sum(p.numel() for p in restore.parameters()) <= 1_000_000
 
 
 def test_held_back_images_are_in_no_source() -> None:
@@ -52,8 +64,9 @@ def test_no_image_is_both_trained_on_and_scored(path: Path, shared: Path) -> Non
         return {image for folder in folders for image in list_images(*folder)}
 
     configuration = tomllib.loads(path.read_text())
-    groups = tomllib.loads((CONFIGS / "evaluation.toml").read_text()).values()
-    scored = images([one for group in groups for one in group] + configuration["validation"])
+    groups = tomllib.loads((CONFIGS / "evaluation.toml").read_text())
+    with_truth = [one for group in ("photographs", "medical", "hounsfield") for one in groups[group]]
+    scored = images(with_truth + configuration["validation"])
     assert len(scored) > 50
     assert images(configuration["sources"]) & scored == set()
 

@@ -14,7 +14,7 @@ import torch
 
 import training.export
 from models.bundle import find_bundle, read_bundle
-from models.networks.denoiser import PARAMETERS
+from models.networks.denoiser import CONDITIONS, PARAMETERS
 from models.networks.registry import build_network
 from training.config import read_config
 from training.export import export, fold
@@ -65,7 +65,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_bundle_is_complete_and_verified(repository: Path) -> None:
     manifest = find_bundle(repository, "denoise").manifest
     assert manifest.parameters == PARAMETERS
-    assert set(manifest.files) == {"estimate.onnx", "estimate.ts", "golden.npz", "restore.onnx", "restore.ts"}
+    graphs = {f"{graph}.{form}" for graph in ("estimate", "restore") for form in ("onnx", "ts", "pt")}
+    assert set(manifest.files) == {"golden.npz", *graphs}
     assert max(manifest.parity.values()) <= 1e-4
     assert manifest.halo % manifest.multiple == 0
     assert manifest.provenance["config"]["name"] == "denoise"
@@ -122,6 +123,6 @@ def test_equal_runs_give_equal_bundles(tmp_path: Path) -> None:
 def test_folding_changes_nothing() -> None:
     torch.manual_seed(0)
     network = build_network("noise-map-unet", {"channels": [8, 8, 16]}).eval()
-    x, noise = torch.rand(1, 1, 24, 32), torch.full((1, 1, 24, 32), 0.1)
+    x, noise = torch.rand(1, 1, 24, 32), torch.full((1, CONDITIONS, 24, 32), 0.1)
     with torch.no_grad():
         torch.testing.assert_close(fold(network)(x, noise), network(x, noise), atol=1e-7, rtol=0)

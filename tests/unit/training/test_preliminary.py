@@ -14,6 +14,7 @@ import training.loop
 import training.pipeline.preliminary as stage
 from models.networks.blindness import own_derivatives
 from training.data.noise import Kernel, NoiseLaw, Plane, add_noise
+from training.noise.spectrum import correlation_of_kernel
 from training.pipeline.learner import Phase, PreliminaryConfig, build_preliminary
 from training.pipeline.record import (  # fmt: skip
     Audit,
@@ -82,7 +83,10 @@ def lay_out(out: Path, sets: dict[str, tuple[int, Kernel | None]], count: int = 
             write_plane(out / "clean" / f"{id}.npy", clean)
             split = "test" if i == count - 1 else "train"
             images.append(NoisyImage(id, f"audit/noisy/{id}.npy", "", id, name, "CT", id, split, side, side, 0.0, 1.0))
-    records = {n: ImageSet("CT", count, 0.0, 1.0, [[1.0]], (0.0, 0.0), stride) for n, (stride, _) in sets.items()}
+    records = {
+        name: ImageSet("CT", count, 0.0, 1.0, correlation_of_kernel(kernel).tolist(), (0.0, 0.0), stride)
+        for name, (stride, kernel) in sets.items()
+    }
     write_audit(out, Audit(tuple(images), sets=records))
 
 
