@@ -18,7 +18,7 @@ from models.bundle import find_bundle
 from tests.e2e.server import ROOT, Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
-MACHINE = ("--accelerator", "cpu", "--threads", "2")
+MACHINE = ("--accelerator", "cpu", "--threads", "1")
 
 
 def medrestore(*words: object) -> str:

@@ -14,21 +14,23 @@ from numpy.typing import NDArray
 
 from training.noise.correlation import PATCHES_MIN, FlatPatches, degrees_of_freedom, kept_share
 
-LARGEST = 100.0  # factor on the variance, either way: beyond it patches or law are not what they should be
+# Factors on the variance. A network that has learned little calls its own error noise, and the law is far too high; too
+# low it is by what the network can predict of correlated noise. More says that the patches are not flat.
+SMALLEST, LARGEST = 0.01, 4.0
 
 
 def variance_factor(patches: FlatPatches, law: tuple[float, float], correlation: NDArray[np.float64]) -> float:
     """What the variance a max(s, 0) + b of a law (a, b) must be multiplied with to be that of an image's patches.
 
     `correlation` (11, 11) is that of the noise. The median of the patches, which texture in some does not move;
-    1 where there are fewer than 8, and between 1/100 and 100.
+    1 where there are fewer than 8, and between 0.01 and 4.
     """
     if len(patches) < PATCHES_MIN:
         return 1.0
     variance = np.maximum(law[0] * np.maximum(patches.signal, 0) + law[1], 1e-12)
     ratio = float(np.median(np.square(patches.noise).mean((1, 2)) / variance))
     ratio /= kept_share(correlation) * median_of_mean(degrees_of_freedom(correlation))
-    return float(np.clip(ratio, 1 / LARGEST, LARGEST))
+    return float(np.clip(ratio, SMALLEST, LARGEST))
 
 
 def median_of_mean(freedom: float) -> float:

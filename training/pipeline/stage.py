@@ -55,7 +55,7 @@ INPUTS = {
 }
 DONE, STARTED = "stage.json", "started.json"
 PRIVATE = {  # settings that may name folders or files of the hospital or of this machine, by section
-    "audit": ("include", "exclude", "rules", "clean_include", "clean_exclude"),
+    "audit": ("include", "exclude", "rules", "clean_include", "clean_exclude", "clean_test"),
     "profound": ("start",),
     "report": ("alone", "scores"),
 }

@@ -169,15 +169,23 @@ def power_spectra(correlations: Mapping[str, Any]) -> str:
 
 @styled
 def training_curves(curves: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> str:
-    """One plot per quantity: `curves[quantity][graph]` are rows [step, value]."""
-    figure, plots = axes(len(curves), 3.6)
-    for plot, (quantity, graphs) in zip(plots, curves.items(), strict=True):
-        for number, (graph, rows) in enumerate(graphs.items()):
+    """One plot per kind of quantity: `curves[quantity][graph]` are rows [step, value].
+
+    Quantities that differ in a number at their end ("psnr_15", "psnr_25") share a plot.
+    """
+    kinds: dict[str, dict[str, Sequence[Sequence[float]]]] = {}
+    for quantity, graphs in curves.items():
+        kind, _, level = quantity.rpartition("_") if quantity[-1].isdigit() else (quantity, "", "")
+        for graph, rows in graphs.items():
+            kinds.setdefault(kind, {})[f"{graph}, {level}" if level else graph] = rows
+    figure, plots = axes(len(kinds), 3.6)
+    for plot, (kind, lines) in zip(plots, kinds.items(), strict=True):
+        for number, (label, rows) in enumerate(lines.items()):
             steps, values = np.array(rows, dtype=float).T
-            plot.plot(steps, values, color=COLOURS[number % 8], label=graph)
-            if quantity == "loss" and values.min() > 0:
+            plot.plot(steps, values, color=COLOURS[number % 8], label=label)
+            if kind == "loss" and values.min() > 0:
                 plot.set(yscale="log")
-        plot.set(title=quantity, xlabel="step")
+        plot.set(title=kind.replace("_", " "), xlabel="step")
         plot.legend()
     return svg(figure, "training curves " + " ".join(sorted({g for graphs in curves.values() for g in graphs})))
 

@@ -40,5 +40,5 @@ def test_few_patches_and_absurd_laws_change_little() -> None:
     none = FlatPatches(np.empty((0, 24, 24), np.float32), np.empty(0, np.float32))
     assert variance_factor(none, (1e-3, 1e-3), white) == 1
     some = patches(NoiseLaw(0.0, 0.01), 0)
-    assert variance_factor(some, (0.0, 1e-9), white) == 100
+    assert variance_factor(some, (0.0, 1e-9), white) == 4
     assert variance_factor(some, (0.0, 10.0), white) == 0.01
