@@ -12,8 +12,10 @@ import torch
 from training.config import Fit, TrainConfig
 from training.data.noise import Kernel, NoiseLaw, Plane, add_noise, correlations, kernel_correlation
 from training.data.source import SourceConfig
+from training.noise.agreement import describe_fit
 from training.noise.mixture import Mixture
 from training.noise.population import LearnedPopulation, SetPopulation, write_population
+from training.noise.spectrum import correlation_of_kernel
 from training.pipeline.record import (
     PRELIMINARY_IMAGES,
     Audit,
@@ -27,7 +29,7 @@ from training.pipeline.record import (
     write_plane,
     write_table,
 )
-from training.pipeline.stage import STAGES, Fingerprint, finish, provenance
+from training.pipeline.stage import INPUTS, STAGES, Fingerprint, content_digest, finish, provenance
 from training.train import RUN, WEIGHTS, build_graph
 
 BOX = (np.outer([1, 2, 1], [1, 2, 1]) / 6).astype(np.float32)  # a kernel (3, 3) of unit energy
@@ -109,7 +111,11 @@ def write_stages(out: Path, images: int = 6) -> Path:
     refused = (Refusal(f"{SECRET}/broken.dcm", "not an image"), Refusal(f"{SECRET}/colour.png", "constant"))
     write_audit(out, Audit(noisy, tuple(clean), refused, sets, ("few images",)))
     write_table(out, list(rows))
-    write_population(out / "synthesis" / "population.json", LearnedPopulation(tuple(map(set_population, SETS))))
+    population = LearnedPopulation(tuple(map(set_population, SETS)))
+    write_population(out / "synthesis" / "population.json", population)
+    laws = {name: [(row.a, row.b) for row in rows if row.set == name] for name in SETS}
+    colours = {name: [correlation_of_kernel(kernel)] for name, (_, kernel) in SETS.items()}
+    write_json(out / "synthesis" / "synthesis.json", describe_fit(population, laws, colours, 50, 0))
     write_json(out / "synthesis" / "laws.json", {row.id: law_of(row) for row in rows})
     write_profound(out / "profound", CONFIG)
     for stage in STAGES[:-1]:
@@ -128,8 +134,9 @@ def law_of(row: NoiseRow) -> list[float]:
 
 
 def mark_done(out: Path, stage: str) -> None:
-    """Marks a stage as finished, whatever it was made from."""
-    made = Fingerprint({}, 0, {"noisy": "a" * 64, "clean": "b" * 64})
+    """Marks a stage as finished, made from what is there now."""
+    inputs = {name: content_digest(out / name) for name in INPUTS[stage]}
+    made = Fingerprint({}, 0, inputs | {"noisy": "a" * 64, "clean": "b" * 64})
     finish(out, stage, made, {**provenance(), "seconds": 1.0, "processes": 1})
 
 

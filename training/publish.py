@@ -29,13 +29,13 @@ from models.bundle import (
 )
 from training.export import RUNNERS, TOLERANCE, Arrays, Graph, export
 from training.pipeline.record import read_audit, read_json
-from training.pipeline.stage import DONE, STAGES, public_config, require
+from training.pipeline.stage import DONE, INPUTS, STAGES, content_digest, public_config, require
 from training.report.acceptance import FAIL, PASS
 from training.report.build import HTML, JSON, read_report
 from training.train import RUN
 
-INPUTS = {"estimate": ("image",), "restore": ("image", "parameters", "strength")}
-OUTPUTS = {"estimate": ("parameters",), "restore": ("restored", "noise")}
+GIVEN = {"estimate": ("image",), "restore": ("image", "parameters", "strength")}
+MADE = {"estimate": ("parameters",), "restore": ("restored", "noise")}
 
 
 def versions(repository: Path, name: str) -> list[str]:
@@ -75,7 +75,7 @@ def replay_golden(bundle: Bundle) -> None:
     with np.load(bundle.folder / GOLDEN) as stored:
         arrays: Arrays = {name: stored[name] for name in stored.files}
     for name, formats in bundle.manifest.graphs.items():
-        graph = Graph(name, None, INPUTS[name], OUTPUTS[name])  # type: ignore[arg-type] - only its names are used
+        graph = Graph(name, None, GIVEN[name], MADE[name])  # type: ignore[arg-type] - only its names are used
         given = {key: arrays[f"{name}.in.{key}"] for key in graph.inputs}
         for format in formats:
             found = RUNNERS[format](bundle.graph(name, format), graph, given)
@@ -91,6 +91,7 @@ def publish(run: Path, repository: Path, name: str, version: str) -> Bundle:
     The version that serves `name` now is kept serving. Raises ValueError or BundleInvalid; nothing is placed then.
     """
     require(run, STAGES)
+    require_current(run)
     report = read_report(run)
     if version in versions(repository, name):
         raise ValueError(f"{name}@{version} exists already; versions are never overwritten")
@@ -111,6 +112,14 @@ def publish(run: Path, repository: Path, name: str, version: str) -> Bundle:
         target.parent.mkdir(exist_ok=True)
         staged.rename(target)
     return read_bundle(target)
+
+
+def require_current(run: Path) -> None:
+    """Raises ValueError where a stage has read what an earlier one has made anew since."""
+    for stage in STAGES:
+        read = read_json(run / stage / DONE)["fingerprint"]["inputs"]
+        if changed := [name for name in INPUTS[stage] if content_digest(run / name) != read[name]]:
+            raise ValueError(f"stage {stage} was made from another {changed[0]}; run it again")
 
 
 def hold_default(repository: Path, name: str) -> None:

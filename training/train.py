@@ -77,8 +77,10 @@ def validation_planes(config: TrainConfig, data: Path) -> list[Plane]:
 def commit() -> str:
     """Revision of the code, or "unknown" outside a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown"
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    except OSError:  # git is not installed
+        return "unknown"
 
 
 def train(options: argparse.Namespace, config: TrainConfig, graphs: list[str]) -> None:
@@ -170,7 +172,9 @@ def write_run(
         "device": str(fabric.device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
-    (out / RUN).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    partial = out / (RUN + ".part")
+    partial.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(partial, out / RUN)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

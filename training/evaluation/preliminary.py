@@ -12,12 +12,13 @@ from models.networks.denoiser import noise_map
 from models.networks.registry import build_network
 from training.config import build
 from training.data.noise import NoiseLaw, Plane
-from training.noise.correlation import measure_correlation, stride_of
+from training.noise.correlation import REACH, measure_correlation, stride_of
+from training.noise.spectrum import correlation_of_kernel
 from training.pipeline.inference import predict
 from training.pipeline.learner import NoiseFunction, Preliminary, PreliminaryConfig, Standardised
 from training.pipeline.noise_table import NoiseTable
 from training.pipeline.posterior import posterior_mean
-from training.pipeline.record import NoisyImage
+from training.pipeline.record import ImageSet, NoisyImage
 from training.pipeline.restoration import Restoration, restore
 
 RUN, WEIGHTS = "pipeline.json", Path("preliminary", "weights.pt")
@@ -47,7 +48,7 @@ class PreliminaryRestorer:
         if law is None:
             return self.blind(plane).image
         noisy = torch.from_numpy(np.ascontiguousarray(plane))[None, None]
-        stride = min(stride_in(plane), self.config.inference_stride)
+        stride = min(set_of(plane).stride, self.config.inference_stride)
         mean, model_variance = predict(self.model.network, noisy, stride, self.config.tile)
         noise = noise_map(mean, torch.from_numpy(law.parameters)[None])
         restored: Plane = posterior_mean(noisy, mean, model_variance, noise**2)[0, 0].numpy()
@@ -61,10 +62,12 @@ class PreliminaryRestorer:
         """What stage 1 makes of a plane."""
         rows, columns = plane.shape
         image = NoisyImage("", "", "", "", "", "", "", "test", rows, columns, low=0.0, high=1.0)
-        return restore(self.model, image, np.ascontiguousarray(plane), stride_in(plane), None, self.config)
+        return restore(self.model, image, np.ascontiguousarray(plane), set_of(plane), None, self.config)
 
 
-def stride_in(plane: Plane) -> int:
-    """The stride that leaves the noise of a plane white enough; 1 where it has too few flat patches to tell."""
-    correlation = measure_correlation([plane])
-    return 1 if correlation is None else stride_of(correlation)[0]
+def set_of(plane: Plane) -> ImageSet:
+    """What stage 0 would say of the plane as a set of its own; white noise where it has too few flat patches."""
+    found = measure_correlation([plane])
+    correlation = correlation_of_kernel(None) if found is None else found
+    lag1 = (float(correlation[REACH + 1, REACH]), float(correlation[REACH, REACH + 1]))
+    return ImageSet("OT", 1, 0.0, 1.0, correlation.tolist(), lag1, stride_of(correlation)[0])

@@ -108,9 +108,15 @@ def take_in(folder: Path, paths: list[Path], rules: tuple[SetRule, ...], smalles
             intake.frames.extend(frames)
             seen[sha256] = source
         except (ImageError, ValueError, OSError) as error:
-            intake.refused.append(Refusal(source, " ".join(str(error).split())))
+            intake.refused.append(Refusal(source, reason_of(error)))
     intake.frames[:] = part_types(intake.frames)
     return intake
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong with a file, on one line and without its path, which the text of an OSError holds."""
+    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(told.split())
 
 
 def part_types(frames: list[Frame]) -> list[Frame]:

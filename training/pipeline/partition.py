@@ -14,8 +14,8 @@ def partition(sets: Sequence[str], groups: Sequence[str], share: float, seed: in
     """ "train" or "test" for each image, and warnings; image i is of sets[i] and of the patient groups[i].
 
     Of every set about `share` of the images go to the test, patients whole, chosen by the seed; one
-    patient at least stays to train on. A set of one patient, who is in no other set, is cut: its last images
-    in the order of their files are the test. That is the one case where a patient is on both sides.
+    patient at least stays to train on. A set of one patient, who shares none with others, is cut: its last images in
+    the order of their files are the test. That is the one case where a patient is on both sides.
     """
     if not 0 <= share < 1:
         raise ValueError(f"test share {share} is not within 0 and 1")
@@ -26,7 +26,7 @@ def partition(sets: Sequence[str], groups: Sequence[str], share: float, seed: in
     sides = [TEST if group in tested else TRAIN for group in groups]
     warnings = []
     for name, people in of_set.items():
-        alone = len(people) == 1 and sum(people <= other for other in of_set.values()) == 1
+        alone = len(people) == 1 and all(people == other for other in of_set.values() if people & other)
         if alone and share:
             members = [i for i, s in enumerate(sets) if s == name]
             last = members[len(members) - test_images(len(members), share) :]

@@ -14,7 +14,7 @@ from training.comparator.noise_level import wavelet
 from training.data.noise import Plane
 from training.data.source import area_reduce, read_plane
 from training.noise.correlation import noisy_patches, remove_surface
-from training.pipeline.intake import list_files, matches
+from training.pipeline.intake import list_files, matches, reason_of
 from training.pipeline.partition import partition
 from training.pipeline.record import CleanImage, Refusal, write_plane
 
@@ -59,7 +59,7 @@ def prepare_clean(
             seen[sha256] = source
             kept.append((source, sha256))
         except (ImageError, ValueError, OSError) as error:
-            refused.append(Refusal(source, " ".join(str(error).split())))
+            refused.append(Refusal(source, reason_of(error)))
     if not kept:
         reasons = "; ".join(f"{refusal.source}: {refusal.reason}" for refusal in refused[:5])
         raise ValueError(f"{folder.name}: none of its photographs can be used (left out: {reasons})")
@@ -73,6 +73,8 @@ def prepare_clean(
 def sides_of(sources: list[str], config: CleanConfig, seed: int) -> list[str]:
     """ "train" or "test" for every photograph: by its name where the configuration says so, else by lot."""
     if config.clean_test:
+        if not any(matches(source, config.clean_test) for source in sources):
+            raise ValueError("audit.clean_test names no photograph of the clean folder")
         return ["test" if matches(source, config.clean_test) else "train" for source in sources]
     return partition(["clean"] * len(sources), sources, config.test_share, seed)[0]
 

@@ -34,8 +34,8 @@ Row = dict[str, Any]
 
 
 def clean_images(out: Path, audit: Audit, config: ReportConfig) -> list[HeldBack]:
-    """Clean test images, evenly spread; training ones where the split has none."""
-    images = [image for image in audit.clean if image.split == "test"] or list(audit.clean)
+    """Clean test images, evenly spread."""
+    images = [image for image in audit.clean if image.split == "test"]
     chosen = np.unique(np.linspace(0, len(images) - 1, config.images).round().astype(int)) if images else []
     return [HeldBack("clean", images[i].id, middle(read_plane(out, images[i].file), config.side)) for i in chosen]
 
@@ -58,7 +58,8 @@ def score_table(cases: Sequence[Case], models: Mapping[str, Restorer], compariso
         columns = found.setdefault(noise, {})
         scores = {"noisy": psnr(np.clip(case.noisy, 0, 1), case.clean)}
         if find_spec("bm3d"):
-            scores["BM3D"] = comparisons.scores("BM3D", case)[0]
+            coloured = case.noise.law.kernel is not None
+            scores["BM3D"] = comparisons.scores("BM3D (spectrum)" if coloured else "BM3D", case)[0]
         for name, model in models.items():
             scores[name] = restored_score(model, case)[0]
             scores[f"{name}, told"] = restored_score(model, case, told=True)[0]

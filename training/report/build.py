@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,18 @@ def measure(out: Path, config: ReportConfig, seed: int) -> tuple[dict[str, Any],
         "data": data_section(audit),
         "noise": noise_section(table),
         "population": population_section(population, table, seed),
-        "synthesis": read_json(out / SYNTHESIS) if (out / SYNTHESIS).exists() else {},
+        "synthesis": synthesis_section(out, names),
         "curves": curves_section(out),
         "sets": sets,
         "acceptance": accept(out, audit, sets, model, population, config),
     }
     return finite(report), restored
+
+
+def synthesis_section(out: Path, names: Mapping[str, str]) -> dict[str, Any]:
+    """Stage 2's own report, its sets called as `names` (new name -> name in the audit) has them."""
+    report: dict[str, Any] = read_json(out / SYNTHESIS)
+    return report | {"sets": {new: report["sets"][old] for new, old in names.items() if old in report["sets"]}}
 
 
 def nameless(
@@ -79,16 +85,14 @@ def nameless(
         names[name] = name if name_sets else f"{modality} {numbers[modality]}"
 
     def plain(text: str) -> str:
-        for name in sorted(names, key=len, reverse=True):
-            text = text.replace(name, names[name])
-        return text
+        name, colon, rest = text.partition(": ")
+        return f"{names[name]}{colon}{rest}" if name in names else text
 
     renamed = dataclasses.replace(
         audit,
         images=tuple(dataclasses.replace(image, set=names[image.set]) for image in audit.images),
         sets={
-            names[name]: dataclasses.replace(record, warnings=tuple(map(plain, record.warnings)))
-            for name, record in audit.sets.items()
+            names[name]: record for name, record in audit.sets.items()
         },
         refused=tuple(dataclasses.replace(r, reason=re.sub(SAME, "the same file as another", r.reason))
                       for r in audit.refused),

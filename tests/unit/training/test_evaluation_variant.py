@@ -13,7 +13,7 @@ import torch
 from models.errors import BundleNotFound
 from models.networks.blind_spot import LightBlindSpot
 from training.data.noise import NoiseLaw, Plane
-from training.evaluation.preliminary import RUN, WEIGHTS, PreliminaryRestorer, stride_in
+from training.evaluation.preliminary import RUN, WEIGHTS, PreliminaryRestorer, set_of
 from training.evaluation.variant import DEFAULT, read_variants
 from training.metric import psnr
 from training.pipeline.learner import Preliminary, PreliminaryConfig, Standardised
@@ -61,9 +61,9 @@ def test_stage_one_fits_the_law_of_an_image_it_never_saw(run: Path) -> None:
 def test_correlated_noise_is_taken_apart_by_a_stride() -> None:
     white = np.random.default_rng(4).standard_normal((129, 129)).astype(np.float32)
     pairs = white[1:, 1:] + white[:-1, 1:] + white[1:, :-1] + white[:-1, :-1]
-    assert stride_in(white) == 1
-    assert stride_in(pairs) == 2
-    assert stride_in(np.zeros((20, 20), np.float32)) == 1
+    assert set_of(white).stride == 1
+    assert set_of(pairs).stride == 2
+    assert set_of(np.zeros((20, 20), np.float32)).stride == 1
 
 
 def test_variants_are_named_and_found(run: Path) -> None:

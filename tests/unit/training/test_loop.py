@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from training.config import Fit
+from training.export import export
 from training.loop import Numbered, learning_rate
 from training.train import main
 
@@ -101,6 +102,14 @@ def test_checkpoint_of_another_configuration_is_refused(data: Path) -> None:
     run(data, "out")
     with pytest.raises(ValueError, match="another configuration"):
         run(data, "out", "--set", "restore.learning_rate=1e-4")
+
+
+def test_training_goes_on_from_a_bundle(data: Path) -> None:
+    first = run(data, "first")
+    bundle = export(data / "first", data / "bundles", "1", {})
+    still = ("restore.learning_rate=0.0", "restore.final_learning_rate=0.0", f"start={bundle}")
+    later = run(data, "later", *(word for text in still for word in ("--set", text)))
+    assert all(torch.equal(first[key], later[key]) for key in first)
 
 
 def test_processes_share_the_samples_between_them() -> None:
