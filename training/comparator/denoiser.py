@@ -24,6 +24,8 @@ def bm3d_coloured(noisy: Plane, sigma: float, kernel: Kernel | None = None) -> P
     """BM3D for correlated noise (Mäkinen et al., 2020), told the noise's power spectrum as well."""
     from bm3d import bm3d as block_matching
 
+    if not hasattr(np, "trapz"):  # the package still calls the name that NumPy 2.4 has dropped
+        np.trapz = np.trapezoid  # type: ignore[attr-defined]
     return np.asarray(block_matching(noisy, sigma_psd=power_spectrum(noisy.shape, sigma, kernel)), dtype=np.float32)
 
 
