@@ -116,7 +116,7 @@ def write_stages(out: Path, images: int = 6) -> Path:
     laws = {name: [(row.a, row.b) for row in rows if row.set == name] for name in SETS}
     colours = {name: [correlation_of_kernel(kernel)] for name, (_, kernel) in SETS.items()}
     write_json(out / "synthesis" / "synthesis.json", describe_fit(population, laws, colours, 50, 0))
-    write_json(out / "synthesis" / "laws.json", {row.id: law_of(row) for row in rows})
+    write_json(out / "synthesis" / "laws.json", {row.id: {"parameters": law_of(row), "trusted": True} for row in rows})
     write_profound(out / "profound", CONFIG)
     for stage in STAGES[:-1]:
         mark_done(out, stage)
@@ -156,4 +156,5 @@ def write_profound(run: Path, config: TrainConfig) -> None:
         (run / graph).mkdir(parents=True)
         torch.save(build_graph(config, graph, fit).state_dict(), run / graph / WEIGHTS)
         (run / graph / "log.csv").write_text("step,key,value\n100,loss,0.5\n100,seconds,3.0\n200,loss,0.25\n")
-    write_json(run / RUN, json.loads(json.dumps({"config": dataclasses.asdict(config), "seconds": {}, "commit": "c"})))
+    record = {"config": dataclasses.asdict(config), "seconds": {}, "commit": "c", "start": None}
+    write_json(run / RUN, json.loads(json.dumps(record)))

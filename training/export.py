@@ -37,7 +37,7 @@ SHAPES = ((64, 80), (61, 95), (128, 48), (8, 8))
 BATCHES = (1, 3, 8)
 TOLERANCE = 1e-4
 WHITE, COLOURED = (-0.15, 0.15), (-0.15, 0.85)  # lag-1 correlations that a run has met, measurement error included
-LICENCE = "research use only; see LICENSE-WEIGHTS.md in the repository of the bundle"
+OWN = "no terms were given: the weights belong to whoever trained them"
 Arrays = dict[str, NDArray[np.float32]]
 
 
@@ -239,11 +239,12 @@ def export(
     name: str | None = None,
     provenance: dict[str, Any] | None = None,
     attached: Sequence[Path] = (),
+    licence: str = "",
 ) -> Path:
     """Exports, proves and writes `<repository>/<name>/<version>`; returns that folder.
 
     The name is the configuration's own, the provenance the run's record, unless given; `attached` files are copied
-    into the bundle.
+    into the bundle. Without a licence, that of the bundle which training went on from holds for these weights too.
     """
     record = json.loads((run / RUN).read_text(encoding="utf-8"))
     config = build(TrainConfig, record["config"], RUN)
@@ -252,6 +253,7 @@ def export(
     if target.exists():
         raise ValueError(f"{config.name}@{version} exists already; versions are never overwritten")
     graphs = load_graphs(run, config)
+    licence = licence or (record.get("start") or {}).get("licence", OWN)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
         staged = Path(folder) / config.name / version
@@ -266,7 +268,8 @@ def export(
         write_golden(graphs, staged / GOLDEN)
         for file in attached:
             shutil.copyfile(file, staged / file.name)
-        write_manifest(staged, make_manifest(config, version, graphs, staged, parities, provenance or record, scores))
+        made = (parities, provenance or record, scores, licence)
+        write_manifest(staged, make_manifest(config, version, graphs, staged, *made))
         read_bundle(staged)
         shutil.move(staged, target)
     return target
@@ -280,6 +283,7 @@ def make_manifest(
     parities: dict[str, float],
     record: dict[str, Any],
     scores: dict[str, Any],
+    licence: str,
 ) -> Manifest:
     """The manifest for the files that lie in `staged`."""
     restore = graphs[-1]
@@ -291,7 +295,7 @@ def make_manifest(
         scale=config.scale,
         network=config.restore.network,
         summary=config.summary,
-        licence=LICENCE,
+        licence=licence,
         graphs={g.name: {"onnx": f"{g.name}.onnx", "torchscript": f"{g.name}.ts"} for g in graphs},
         files=files,
         parameters=PARAMETERS if config.task == "denoise" else [],
@@ -313,8 +317,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--to", type=Path, required=True, help="model repository")
     parser.add_argument("--version", required=True)
     parser.add_argument("--scores", type=Path, help="JSON that `medrestore evaluate --json` wrote")
+    parser.add_argument("--licence", default="", help="terms of the weights; default: those of what they started from")
     options = parser.parse_args(argv)
     scores = json.loads(options.scores.read_text(encoding="utf-8")) if options.scores else {}
-    target = export(options.run, options.to, options.version, scores)
+    target = export(options.run, options.to, options.version, scores, licence=options.licence)
     print(f"wrote {target.parent.name}@{target.name}")
     return 0

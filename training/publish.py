@@ -1,7 +1,7 @@
 """From a finished pipeline run to a version that a service takes up: `medrestore publish RUN --to REPOSITORY`.
 
-Exports, verifies, adds the report and places the new version in one step. It becomes the default only with
-`--promote` and a passed acceptance table; without them the version that serves now goes on serving.
+Exports, verifies, adds the report (without its pictures) and places the new version in one step. It becomes the
+default only with `--promote` and a passed acceptance table; without them the version that serves now goes on serving.
 
 Exit status: 0 published (and promoted, where that was asked for), 1 failed, or published but not promoted.
 """
@@ -31,7 +31,7 @@ from training.export import RUNNERS, TOLERANCE, Arrays, Graph, export
 from training.pipeline.record import read_audit, read_json
 from training.pipeline.stage import DONE, INPUTS, STAGES, content_digest, public_config, require
 from training.report.acceptance import FAIL, PASS
-from training.report.build import HTML, JSON, read_report
+from training.report.build import JSON, PUBLIC, read_report
 from training.train import RUN
 
 GIVEN = {"estimate": ("image",), "restore": ("image", "parameters", "strength")}
@@ -51,21 +51,22 @@ def next_version(repository: Path, name: str) -> str:
 
 def provenance(run: Path) -> dict[str, Any]:
     """What the bundle was made from: configuration, seed, code, and hashes; no file or folder is named."""
-    record, audit = read_json(run / "pipeline.json"), read_audit(run)
+    record, audit, profound = read_json(run / "pipeline.json"), read_audit(run), read_json(run / "profound" / RUN)
     marks = {stage: read_json(run / stage / DONE) for stage in STAGES}
     made = {key: record[key] for key in ("preset", "seed", "commit")}
     return {
         "pipeline": {**made, "config": public_config(record["config"])},
-        "seconds": read_json(run / "profound" / RUN)["seconds"],
+        "start": profound.get("start"),
+        "seconds": profound["seconds"],
         "stages": {
             stage: {key: mark[key] for key in ("digest", "commit", "versions", "seconds", "processes")}
             for stage, mark in marks.items()
         },
         "data": {
             "noisy": {"folder_sha256": marks["audit"]["fingerprint"]["inputs"]["noisy"],
-                      "sha256": sorted({image.sha256 for image in audit.images})},
+                      "sha256": sorted({image.sha256 for image in audit.noisy("train")})},
             "clean": {"folder_sha256": marks["audit"]["fingerprint"]["inputs"]["clean"],
-                      "sha256": sorted({image.sha256 for image in audit.clean})},
+                      "sha256": sorted({image.sha256 for image in audit.clean if image.split == "train"})},
         },
     }  # fmt: skip
 
@@ -85,7 +86,7 @@ def replay_golden(bundle: Bundle) -> None:
                     raise ValueError(f"{name}: {format} differs from the stored output by {difference:.2e}")
 
 
-def publish(run: Path, repository: Path, name: str, version: str) -> Bundle:
+def publish(run: Path, repository: Path, name: str, version: str, licence: str = "") -> Bundle:
     """Exports and verifies the run aside, then places `<repository>/<name>/<version>` by one rename.
 
     The version that serves `name` now is kept serving. Raises ValueError or BundleInvalid; nothing is placed then.
@@ -93,6 +94,8 @@ def publish(run: Path, repository: Path, name: str, version: str) -> Bundle:
     require(run, STAGES)
     require_current(run)
     report = read_report(run)
+    if not (run / "report" / PUBLIC).exists():
+        raise ValueError("the report is of an earlier version; make stage report anew with --redo")
     if version in versions(repository, name):
         raise ValueError(f"{name}@{version} exists already; versions are never overwritten")
     repository.mkdir(parents=True, exist_ok=True)
@@ -104,7 +107,8 @@ def publish(run: Path, repository: Path, name: str, version: str) -> Bundle:
             {"acceptance": report["acceptance"]},
             name=name,
             provenance=provenance(run),
-            attached=(run / "report" / HTML, run / "report" / JSON),
+            attached=(run / "report" / PUBLIC, run / "report" / JSON),
+            licence=licence,
         )
         replay_golden(read_bundle(staged))
         hold_default(repository, name)
@@ -137,6 +141,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--to", type=Path, required=True, metavar="REPOSITORY", help="model repository of the service")
     parser.add_argument("--name", default="denoise", help="of the bundle; default: denoise")
     parser.add_argument("--version", help="default: the number after the newest version")
+    parser.add_argument("--licence", default="", help="terms of the weights; default: those of what they started from")
     parser.add_argument("--promote", action="store_true", help="make it the default, if the acceptance table passed")
     return parser.parse_args(argv)
 
@@ -147,7 +152,7 @@ def main(argv: list[str]) -> int:
     version = options.version or next_version(options.to, options.name)
     if not NAME.fullmatch(options.name) or not VERSION.fullmatch(version):
         raise ValueError(f"{options.name}@{version}: lower-case letters, digits and hyphens; one to three numbers")
-    bundle = publish(options.run, options.to, options.name, version)
+    bundle = publish(options.run, options.to, options.name, version, options.licence)
     print(f"published {bundle.reference} ({bundle.digest[:12]})")
     acceptance = bundle.manifest.scores["acceptance"]
     for row in acceptance["rows"]:

@@ -13,7 +13,7 @@ import tifffile
 
 from models.bundle import Bundle
 from models.imaging.codec import decode
-from models.networks.denoiser import COLOUR, LEVEL, PARAMETERS
+from models.networks.denoiser import LEVEL, PARAMETERS
 from training.data.noise import NoiseLaw, Plane
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -74,11 +74,6 @@ class LocalBundle:
         named = dict(zip(self.parameters, self.estimate(plane)[0], strict=True))
         slope, offset, floor = (named[name] for name in LEVEL)
         return float(np.sqrt(np.maximum(slope * plane + offset, floor).clip(0).mean()))
-
-    def noise_correlation(self, plane: Plane) -> list[float] | None:
-        """Estimated correlations in the order of `COLOUR`; None where the bundle estimates none."""
-        named = dict(zip(self.parameters, self.estimate(plane)[0].tolist(), strict=True))
-        return [named[name] for name in COLOUR] if set(COLOUR) <= named.keys() else None
 
 
 class Service:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +24,24 @@ def start_bundle(reference: str) -> Bundle:
 def start_digest(reference: str) -> str:
     """Digest of the bundle to go on from; empty where there is none."""
     return start_bundle(reference).digest if reference else ""
+
+
+def start_record(reference: str) -> dict[str, Any] | None:
+    """What a run keeps of the bundle that it went on from: name, digest, terms, and the images behind it as hashes."""
+    if not reference:
+        return None
+    bundle = start_bundle(reference)
+    facts = {"bundle": bundle.reference, "digest": bundle.digest, "licence": bundle.manifest.licence}
+    return facts | {"sha256": sorted(trained_on(bundle.manifest.provenance))}
+
+
+def trained_on(record: Any) -> set[str]:
+    """SHA-256 of every image that a provenance, or a part of it, names; of the bundles before it too."""
+    if isinstance(record, dict):
+        own = record.get("sha256", [])
+        inner = [value for key, value in record.items() if key != "sha256"]
+        return set([own] if isinstance(own, str) else own).union(*map(trained_on, inner))
+    return set().union(*map(trained_on, record)) if isinstance(record, list) else set()
 
 
 def begin(network: nn.Module, reference: str, graph: str) -> nn.Module:

@@ -11,6 +11,7 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from training.data.source import Source, data_list
 from training.loop import Objective, fit_network
 from training.machine import Machine
 from training.objective import denoising, noise_estimation, superresolution
-from training.start import begin, start_digest
+from training.start import begin, start_digest, start_record
 
 CONFIGS = Path(__file__).parent / "configs"
 WEIGHTS = "weights.pt"
@@ -85,7 +86,7 @@ def commit() -> str:
 
 def train(options: argparse.Namespace, config: TrainConfig, graphs: list[str]) -> None:
     """Trains graphs of the bundle; each leaves `weights.pt` in its folder, and the run `run.json`, in `options.out`."""
-    code = commit()  # now, because the working tree may move on while the run lasts
+    code, start = commit(), start_record(config.start)  # now: both may move on while the run lasts
     machine = Machine(options.accelerator, options.devices, options.nodes, options.threads, options.workers)
     sources = [Source(source, options.data) for source in config.sources]
     planes = validation_planes(config, options.data)
@@ -100,7 +101,8 @@ def train(options: argparse.Namespace, config: TrainConfig, graphs: list[str]) -
         )
         fabric = fit_graph(task, options.out, machine)
         if fabric.is_global_zero:
-            write_run(options.out, config, code, data_list(sources, options.data), fabric, {graph: task.digest})
+            data = data_list(sources, options.data)
+            write_run(options.out, config, code, data, fabric, {graph: task.digest}, start)
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,9 @@ def write_run(
     data: list[dict[str, str]],
     fabric: Fabric,
     digests: dict[str, str],
+    start: dict[str, Any] | None,
 ) -> None:
-    """Records what made the weights: configuration, data, code, machine, seconds of each graph of `digests`."""
+    """Records what made the weights: configuration, data, start, code, machine, seconds of each graph of `digests`."""
     before = json.loads((out / RUN).read_text(encoding="utf-8")) if (out / RUN).exists() else {}
     seconds = dict(before.get("seconds", {}))
     for graph, digest in digests.items():
@@ -167,6 +170,7 @@ def write_run(
         "config": dataclasses.asdict(config),
         "commit": code,
         "data": data,
+        "start": start,
         "seconds": seconds,
         "processes": fabric.world_size,
         "device": str(fabric.device),

@@ -30,7 +30,10 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_network(name: str, options: dict[str, Any]) -> nn.Module:
-    """Constructs a network by name. Raises ValueError for an unknown name, listing the known ones."""
+    """Constructs a network by name. Raises ValueError for an unknown name, listing the known ones, or options."""
     if name not in NETWORKS:
         raise ValueError(f"no network {name!r}; known: {', '.join(sorted(NETWORKS))}")
-    return NETWORKS[name](**options)
+    try:
+        return NETWORKS[name](**options)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"network {name}: options {options}: {error}") from error

@@ -237,6 +237,7 @@ def test_empty_folder_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> 
     refused(tmp_path, tmp_path / "empty", folders[1], "the folder holds no file")
     refused(tmp_path, tmp_path / "nowhere", folders[1], "is no folder")
     refused(tmp_path, folders[0], tmp_path / "empty", "empty")
+    refused(tmp_path, tmp_path, folders[1], "the run would read what it writes")
 
 
 def test_constant_images_alone_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -301,6 +302,12 @@ def test_two_runs_in_one_folder_are_refused(folders: tuple[Path, Path], tmp_path
         (["--preset", "tiny"], "neither a file nor one of smoke, cpu, gpu"),
         (["--devices", "0"], "--devices must be at least 1"),
         (["--stage", "profound"], "stage audit is not done yet"),
+        (["--from", "denoise@99"], "no model 'denoise@99'"),
+        (["--set", "profound.restore.options={width=3}"], "network noise-map-unet: options {'width': 3}"),
+        (
+            ["--set", "preliminary.network=cnn-est", "--set", "preliminary.options={}"],
+            "cnn-est is no blind-spot network",
+        ),
     ],
 )
 def test_wrong_settings_are_one_line(folders, tmp_path: Path, words: list[str], message: str) -> None:

@@ -131,8 +131,8 @@ def test_build_context_holds_what_the_image_copies() -> None:
 def test_git_ignores_no_bundle() -> None:
     tracked()
     for path in [
-        "models/bundles/denoise/1/restore.onnx",
-        "models/bundles/denoise/1/restore.ts",
+        "models/bundles/denoise/2/restore.onnx",
+        "models/bundles/denoise/2/restore.ts",
         "models/networks/a.py",
     ]:
         done = subprocess.run(["git", "check-ignore", "--no-index", path], cwd=ROOT, check=False, capture_output=True)
@@ -216,10 +216,15 @@ def test_licences_are_stated() -> None:
     assert "not a medical device" in read("README.md")
 
 
+def test_shipped_weights_name_their_terms() -> None:
+    for path in (ROOT / "models" / "bundles").glob("*/*/manifest.json"):
+        assert "LICENSE-WEIGHTS.md" in json.loads(path.read_text(encoding="utf-8"))["licence"], path
+
+
 def test_weights_travel_with_their_licence() -> None:
     shipped = tomllib.loads(read("pyproject.toml"))["tool"]["setuptools"]["package-data"]["models"]
     for path in [
-        "bundles/denoise/1/manifest.json",
+        "bundles/denoise/2/manifest.json",
         "bundles/denoise/default.json",
         "bundles/LICENSE-WEIGHTS.md",
     ]:

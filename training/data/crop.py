@@ -5,21 +5,42 @@ Everything is drawn from the generator that is handed in, so a sample is a funct
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from training.data.noise import Plane
 from training.data.source import Source
 
 
-def random_crop(plane: Plane, side: int, rng: np.random.Generator) -> Plane:
-    """A side x side part of plane (H, W), in one of its eight orientations; small planes are reflected."""
+@dataclass(frozen=True)
+class Place:
+    """Where a crop lies, and in which of the eight orientations it is taken."""
+
+    top: int
+    left: int
+    turns: int  # quarters; an odd number makes rows of columns
+    mirrored: bool
+
+
+def draw_place(shape: tuple[int, ...], side: int, rng: np.random.Generator) -> Place:
+    """A place for a crop of side x side in a plane (H, W)."""
+    top, left = (int(rng.integers(0, max(length - side, 0) + 1)) for length in shape)
+    return Place(top, left, int(rng.integers(4)), bool(rng.random() < 0.5))
+
+
+def cut(plane: Plane, side: int, place: Place) -> Plane:
+    """The crop (side, side) of a plane (H, W) at a place; small planes are reflected."""
     short = [max(0, side - length) for length in plane.shape]
     if any(short):
         plane = np.pad(plane, [(0, short[0]), (0, short[1])], mode="symmetric")
-    top, left = (int(rng.integers(0, length - side + 1)) for length in plane.shape)
-    crop = plane[top : top + side, left : left + side]
-    crop = np.rot90(crop, int(rng.integers(4)))
-    return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
+    crop = np.rot90(plane[place.top : place.top + side, place.left : place.left + side], place.turns)
+    return np.array(crop[:, ::-1] if place.mirrored else crop, order="C")  # a copy: the plane may be a file
+
+
+def random_crop(plane: Plane, side: int, rng: np.random.Generator) -> Plane:
+    """A side x side part of plane (H, W), in one of its eight orientations; small planes are reflected."""
+    return cut(plane, side, draw_place(plane.shape, side, rng))
 
 
 def middle(plane: Plane, side: int, multiple: int = 4) -> Plane:

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from training.data.crop import random_crop
+from training.data.crop import cut, draw_place
 from training.data.noise import NoiseLaw, Plane, Population
 from training.data.pair import NoisyPairs
 from training.seeds import sample_generator
 
 STREAM_SEED = 7_000_003  # apart from the seeds of the pairs themselves
+TURNED = [0, 1, 2, 4, 3, 6, 5]  # the parameters of a noise whose rows have become columns
 LAST_PART = 0.8  # of the steps, after which the real stream counts less
 
 
 @dataclass(frozen=True)
 class RealPair:
-    """A noisy plane (H, W), what stage 1 made of it, and the parameters (7,) of its noise."""
+    """A noisy plane (H, W), what stage 1 made of it, and the parameters (7,) of its noise.
 
-    noisy: Plane
-    restored: Plane
+    The planes are .npy files, opened for each sample: a hospital's images need not fit into memory.
+    """
+
+    noisy: Path
+    restored: Path
     parameters: Plane
+
+    def crop(self, side: int, rng: np.random.Generator) -> tuple[Plane, Plane, Plane]:
+        """The same place (side, side) of both planes, and the noise's parameters as they are in its orientation."""
+        noisy, restored = (np.load(path, mmap_mode="r", allow_pickle=False) for path in (self.noisy, self.restored))
+        place = draw_place(noisy.shape, side, rng)
+        parameters = self.parameters[TURNED] if place.turns % 2 else self.parameters
+        return cut(noisy, side, place), cut(restored, side, place), parameters
 
 
 @dataclass(frozen=True)
@@ -76,14 +88,10 @@ class Streams(Dataset[dict[str, Tensor]]):
     def real_sample(self, rng: np.random.Generator) -> dict[str, Tensor]:
         """A crop of a noisy image, its preliminary answer as the target."""
         pair = self.real[int(rng.integers(len(self.real)))]
-        side, state = self.synthetic.config.crop, rng.bit_generator.state
-        noisy = random_crop(pair.noisy, side, rng)
-        rng.bit_generator.state = state  # the same place and orientation again
-        restored = random_crop(pair.restored, side, rng)
-        parameters = torch.from_numpy(pair.parameters)
+        noisy, restored, parameters = pair.crop(self.synthetic.config.crop, rng)
         return {
             "image": torch.from_numpy(noisy)[None],
             "clean": torch.from_numpy(restored)[None],
-            "parameters": parameters,
-            "told": parameters,
+            "parameters": torch.from_numpy(parameters),
+            "told": torch.from_numpy(parameters),
         }

@@ -8,14 +8,12 @@ import numpy as np
 
 from training.data.noise import Plane
 from training.noise.correlation import (
-    FLAT_SHARE,
     PATCH,
     PATCHES_MIN,
-    ROUNDING,
     Array,
     correlation_of_noise,
+    flat_places,
     grid,
-    noisy_patches,
     remove_surface,
 )
 
@@ -35,18 +33,14 @@ class FlatPair:
         return self.before - self.after
 
 
-def flat_pair(before: Plane, after: Plane) -> FlatPair:
+def flat_pair(before: Plane, after: Plane, lowest_snr: float = 0.0, smooth: Plane | None = None) -> FlatPair:
     """The flattest twentieth of the patches of `before` that hold noise, and the same places of `after`; maybe none.
 
-    They are chosen before anything is removed, so that all restorers are measured on the same patches.
+    They are chosen by `before` (or by `smooth`, as in `flat_patches`) alone, so that all restorers are measured on
+    the same patches.
     """
-    patches, kept = noisy_patches(before)
-    residual = remove_surface(patches)
-    energy = np.square(residual).mean((1, 2))
-    noisy = np.flatnonzero(energy > (ROUNDING * np.abs(before).max(initial=0.0)) ** 2)
-    count = max(round(FLAT_SHARE * len(noisy)), min(PATCHES_MIN, len(noisy)))
-    flat = np.sort(noisy[np.argsort(energy[noisy], kind="stable")[:count]])
-    return FlatPair(residual[flat], remove_surface(grid(after)[kept][flat]))
+    places = flat_places(before, lowest_snr, smooth)
+    return FlatPair(remove_surface(grid(before)[places]), remove_surface(grid(after)[places]))
 
 
 def joined(pairs: list[FlatPair]) -> FlatPair:

@@ -1,4 +1,4 @@
-"""Held-back images, by set: what every table is measured on."""
+"""The images of every table, by set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIDE = 320  # larger images are cropped to their middle: BM3D takes seconds for 
 
 @dataclass(frozen=True, eq=False)
 class HeldBack:
-    """One image on the unit scale that no training has seen."""
+    """One image on the unit scale that is kept for scoring."""
 
     set: str
     name: str

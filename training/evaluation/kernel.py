@@ -6,10 +6,8 @@ from collections.abc import Iterable
 
 from training.data.noise import Kernel
 from training.evaluation.image import HeldBack
-from training.noise.correlation import measure_correlation
+from training.noise.correlation import LOWEST_SNR, measure_correlation
 from training.noise.spectrum import kernel_of_correlation
-
-TISSUE_SNR = 3.0  # signal, in deviations, from which on a patch counts: the noise of MR air is another one
 
 
 def measure_kernels(images: Iterable[HeldBack]) -> dict[str, Kernel]:
@@ -19,7 +17,7 @@ def measure_kernels(images: Iterable[HeldBack]) -> dict[str, Kernel]:
         sets.setdefault(image.set, []).append(image)
     kernels = {}
     for name, members in sets.items():
-        correlation = measure_correlation((image.plane for image in members), TISSUE_SNR)
+        correlation = measure_correlation((image.plane for image in members), LOWEST_SNR)
         if correlation is None:
             raise ValueError(f"{name}: too few flat patches to measure the noise's colour on")
         kernels[name] = kernel_of_correlation(correlation)

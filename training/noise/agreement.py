@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
-from training.data.noise import NoiseLaw
 from training.noise.correlation import REACH
 from training.noise.population import LearnedPopulation, SetPopulation
 from training.noise.spectrum import correlation_of_kernel
@@ -76,11 +75,6 @@ def describe_set(
 def quantities(laws: Array) -> dict[str, Array]:
     """Level at mid-grey, a and b of laws (N, 2)."""
     return {"level": np.sqrt(laws[:, 0] * MIDDLE + laws[:, 1]), "a": laws[:, 0], "b": laws[:, 1]}
-
-
-def level_of(law: NoiseLaw) -> float:
-    """Standard deviation at mid-grey."""
-    return float(np.sqrt(law.slope * MIDDLE + law.offset))
 
 
 def quantiles(values: Array) -> list[float]:

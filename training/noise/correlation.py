@@ -80,18 +80,22 @@ def flat_patches(plane: Plane, lowest_snr: float = 0.0, smooth: Plane | None = N
     `smooth` is the plane denoised; it tells where the plane is flat. What it took away is not what is measured:
     a blind-spot network sees slow noise in the neighbours and leaves it in.
     """
+    patches = grid(plane)[flat_places(plane, lowest_snr, smooth)]
+    return FlatPatches(remove_surface(patches), patches.mean((1, 2)))
+
+
+def flat_places(plane: Plane, lowest_snr: float = 0.0, smooth: Plane | None = None) -> NDArray[np.intp]:
+    """Which patches of the grid `flat_patches` takes."""
     patches, kept = noisy_patches(plane)
-    residual = remove_surface(patches)
-    energy, signal = np.square(residual).mean((1, 2)), patches.mean((1, 2))
+    energy = np.square(remove_surface(patches)).mean((1, 2))
     noisy = energy > (ROUNDING * np.abs(plane).max(initial=0.0)) ** 2
     if lowest_snr:
-        noisy &= signal > lowest_snr * np.sqrt(energy)
+        noisy &= patches.mean((1, 2)) > lowest_snr * np.sqrt(energy)
     if smooth is not None:
         energy = np.square(remove_surface(grid(smooth)[kept])).mean((1, 2))
-    residual, energy, signal = residual[noisy], energy[noisy], signal[noisy]
+    energy, places = energy[noisy], np.flatnonzero(kept)[noisy]
     count = min(max(round(FLAT_SHARE * len(energy)), PATCHES_MIN), PATCHES_MAX, len(energy))
-    flattest = np.sort(np.argsort(energy, kind="stable")[:count])
-    return FlatPatches(residual[flattest], signal[flattest])
+    return np.sort(places[np.argsort(energy, kind="stable")[:count]])
 
 
 def grid(plane: Plane) -> Plane:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
-from training.data.noise import Kernel, NoiseLaw, Plane, add_noise
+from training.data.noise import LAGS, Kernel, NoiseLaw, Plane, add_noise
 from training.data.source import area_reduce, list_images, read_plane
 from training.noise.correlation import REACH, measure_correlation
 from training.noise.population import SetPopulation, read_population
@@ -33,7 +33,6 @@ from training.seeds import sample_generator
 CONFIGS = Path(__file__).parents[1] / "configs"
 REDUCE = 2  # of the clean images: averages their own noise away
 STREAM = 70_000_000
-LAGS = ((1, 0), (0, 1), (2, 0), (0, 2))
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from models.bundle import MANIFEST
 from training.machine import Machine
 from training.pipeline.config import PipelineConfig, from_record, read_pipeline_config
 from training.pipeline.record import read_json, write_json
 from training.pipeline.sequence import Folders, Job, locked, refuse_other_configurations, run_all
-from training.pipeline.stage import STAGES, provenance
+from training.pipeline.stage import DONE, STAGES, provenance
 from training.pipeline.status import show_status
 from training.pipeline.team import StageFailed, Team, launched
 
@@ -78,7 +79,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     run.add_argument("--noisy", type=Path, help="folder of noisy images: DICOM, PNG, TIFF, NPY; no clean ones needed")
     run.add_argument("--clean", type=Path, help="folder of clean photographs")
     run.add_argument("--out", type=Path, required=True, help="folder of the run; a second call resumes it")
-    run.add_argument("--preset", help="smoke (minutes), cpu (hours), gpu, or a TOML file; default: cpu")
+    run.add_argument("--preset", help="smoke (minutes), cpu (an hour), gpu, or a TOML file; default: cpu")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides the preset")
     run.add_argument("--stage", choices=STAGES, help="run this one alone")
     run.add_argument("--redo", action="store_true", help="delete and make anew what was made with other settings")
@@ -144,6 +145,7 @@ def make_job(options: argparse.Namespace, machine: Machine) -> Job:
     known = record.get("folders", {})
     folders = Folders(*(given or (Path(known[n]) if known.get(n) else None) for n, given in folder_options(options)))
     job = Job(options.out, folders, config, machine, options.stage, options.redo)
+    refuse_the_impossible(job)
     refuse_other_configurations(job)
     write_json(
         path,
@@ -158,15 +160,53 @@ def make_job(options: argparse.Namespace, machine: Machine) -> Job:
     return job
 
 
+def refuse_the_impossible(job: Job) -> None:
+    """Raises ValueError or BundleError now for what would end a stage hours from now."""
+    from training.pipeline import learner, profound
+
+    for folder in (job.folders.noisy, job.folders.clean):
+        if folder and job.out.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"--out {job.out} lies in {folder}: the run would read what it writes")
+    if will_run(job, "preliminary"):
+        learner.blind_spot(job.config.preliminary)
+    if will_run(job, "profound"):
+        profound.check(job.config.profound)
+
+
+def will_run(job: Job, stage: str) -> bool:
+    """Whether the call may get to this stage's work."""
+    return job.only in (None, stage) and (job.redo or not (job.out / stage / DONE).exists())
+
+
 def folder_options(options: argparse.Namespace) -> list[tuple[str, Path | None]]:
     return [("noisy", options.noisy), ("clean", options.clean)]
 
 
 def choose_config(options: argparse.Namespace, record: dict[str, Any]) -> tuple[PipelineConfig, str]:
-    """The preset asked for, else the one on record, else `cpu`; with the overrides on top."""
+    """The preset asked for, else the one on record, else `cpu`; with the overrides on top.
+
+    One stage alone takes its own section from there; the others, and the seed, stay as they are on record. Raises
+    ValueError for an override that would do nothing there.
+    """
+    if record and options.stage:
+        others = [text for text in options.set if not text.startswith(f"{options.stage}.")]
+        others += ["--from"] if options.start and options.stage != "profound" else []
+        if others:
+            raise ValueError(f"{others[0]}: --stage {options.stage} changes the settings of this stage alone")
+    config, preset = new_config(options, record)
+    if not record or not options.stage:
+        return config, preset
+    stage = {options.stage: getattr(config, options.stage)}
+    return dataclasses.replace(from_record(record["config"]), **stage), record["preset"]
+
+
+def new_config(options: argparse.Namespace, record: dict[str, Any]) -> tuple[PipelineConfig, str]:
+    """The configuration of a call that runs every stage."""
     overrides = list(options.set)
     if options.start:
-        overrides.append(f"profound.start={'' if options.start == 'none' else options.start}")
+        start = Path(options.start)
+        place = "" if options.start == "none" else start.resolve() if (start / MANIFEST).is_file() else start
+        overrides.append(f"profound.start={place}")
     if record and not options.preset:
         return from_record(record["config"], overrides), record["preset"]
     name = options.preset or "cpu"

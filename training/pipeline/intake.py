@@ -156,7 +156,7 @@ def describe(source: str, image: Image, rules: tuple[SetRule, ...]) -> dict[str,
     modality = str(tags.get("Modality") or "OT") if tags is not None else guess_modality(parent)
     group = physics(modality, tags, image) if tags is not None else parent or ROOT
     rule = rule_for(group, rules)
-    patient = ("file", parent, patient_in(name, rule.group))
+    patient = patient_of(parent, name, rule.group)
     if tags is not None and (identity := str(tags.get("PatientID") or tags.get("StudyInstanceUID") or "").strip()):
         patient = ("dicom", identity)
     return {
@@ -187,17 +187,21 @@ def guess_modality(folder: str) -> str:
     return next((MODALITIES[word] for word in reversed(words) if word in MODALITIES), "OT")
 
 
-def patient_in(name: str, pattern: str) -> str:
-    """What the name of a raster file says about the patient: all but its last number and the separators about it."""
+def patient_of(folder: str, name: str, pattern: str) -> tuple[str, ...]:
+    """What a raster file says about the patient: what the pattern finds in its name, in whatever folder it lies.
+
+    Without that, its folder and all of its name but the last number and the separators about it.
+    """
     stem = name.rsplit(".", 1)[0]
     if pattern and (found := re.search(pattern, stem)):
-        return found.group(1) if found.groups() else found.group()
-    return re.sub(r"[\W_]*\d*[\W_]*$", "", stem)
+        return "pattern", found.group(1) if found.groups() else found.group()
+    return "file", folder, re.sub(r"[\W_]*\d*[\W_]*$", "", stem)
 
 
 def rule_for(name: str, rules: tuple[SetRule, ...]) -> SetRule:
-    """The first rule that fits a set."""
-    return next((rule for rule in rules if fnmatchcase(name, rule.sets)), SetRule(name))
+    """The first rule that fits a set, or the folder that `part_types` made several sets of."""
+    folder = re.sub(r" \((u?int|float)\d+\)$", "", name)
+    return next((r for r in rules if fnmatchcase(name, r.sets) or fnmatchcase(folder, r.sets)), SetRule(name))
 
 
 def real_plane(image: Image, index: int) -> NDArray[np.float64]:

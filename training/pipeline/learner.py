@@ -171,12 +171,18 @@ class Preliminary(nn.Module):
         return self
 
 
-def build_preliminary(config: PreliminaryConfig, audit: Audit, out: Path, seed: int) -> Preliminary:
-    """The untrained networks, seeded; the noise table starts from a robust guess for each training image."""
-    torch.manual_seed(seed)
+def blind_spot(config: PreliminaryConfig) -> nn.Module:
+    """The network that the configuration names. Raises ValueError where it is none."""
     network = build_network(config.network, config.options)
     if not hasattr(network, HEAD):
         raise ValueError(f"preliminary.network: {config.network} is no blind-spot network")
+    return network
+
+
+def build_preliminary(config: PreliminaryConfig, audit: Audit, out: Path, seed: int) -> Preliminary:
+    """The untrained networks, seeded; the noise table starts from a robust guess for each training image."""
+    torch.manual_seed(seed)
+    network = blind_spot(config)
     images = audit.noisy("train")
     seen = Standardised(network, *spread_of(read_plane(out, image.file) for image in images))
     if config.noise == "cnn-est":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from training.pipeline.record import (
     write_table,
 )
 from training.pipeline.restoration import restore
+from training.train import save_weights
 
 FOLDER, RECORD, ROWS = "preliminary", "preliminary.json", "rows"
 WEIGHTS, LOG = "weights.pt", "log.csv"
@@ -79,13 +79,6 @@ def run(
         seconds["restoring"] = round(time.monotonic() - learned, 1)
         write_json(folder / RECORD, summary(audit, model, config, seed, shares, seconds, str(fabric.device)))
     fabric.barrier()
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Writes under a temporary name first."""
-    partial = path.with_name(path.name + ".part")
-    torch.save(model.state_dict(), partial)
-    os.replace(partial, path)
 
 
 def join_logs(folder: Path) -> None:

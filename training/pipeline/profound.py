@@ -27,9 +27,9 @@ from training.data.stream import Mixture, RealPair, StreamConfig, Streams
 from training.machine import Machine
 from training.noise.population import read_population
 from training.objective import denoising, noise_estimation
-from training.pipeline.record import AUDIT, PRELIMINARY_IMAGES, TABLE, Audit, read_audit, read_json, read_plane
-from training.pipeline.synthesis import LAWS, POPULATION
-from training.start import begin, start_digest
+from training.pipeline.record import AUDIT, PRELIMINARY_IMAGES, TABLE, Audit, read_audit, read_plane
+from training.pipeline.synthesis import LAWS, POPULATION, read_told
+from training.start import begin, start_digest, start_record
 from training.train import Task, build_graph, commit, fit_graph, write_run
 
 FOLDER = "profound"
@@ -55,6 +55,7 @@ class ProfoundConfig:
     restore: Fit = field(default_factory=default_restore)
     estimate: Fit = field(default_factory=default_estimate)
     streams: StreamConfig = field(default_factory=StreamConfig)
+    told_share: float = 0.25  # of the estimator's samples, real images with the noise that stage 1 found
     learned_share: float = 0.6  # of S2's noise; the rest is of the broad population
     broad: NoisePopulation = field(default_factory=lambda: NoisePopulation(coloured_share=0.35, log_share=0.35))
     start: str = ""  # a bundle (its folder, or NAME@VERSION among the shipped ones) to go on from; "": from scratch
@@ -64,8 +65,8 @@ class ProfoundConfig:
     validate_every: int = 1000
 
     def __post_init__(self) -> None:
-        if not 0 <= self.learned_share <= 1 or not 0 <= self.reduce_share <= 1:
-            raise ValueError("profound: learned_share and reduce_share must lie between 0 and 1")
+        if not all(0 <= share <= 1 for share in (self.learned_share, self.told_share, self.reduce_share)):
+            raise ValueError("profound: learned_share, told_share and reduce_share must lie between 0 and 1")
 
     def train_config(self, seed: int) -> TrainConfig:
         """The same as the trainer and the export know it."""
@@ -104,7 +105,7 @@ def run(
     """
     if threads:
         torch.set_num_threads(threads)
-    code = commit()
+    code, start = commit(), start_record(config.start)
     machine = Machine(accelerator, devices, nodes, threads, workers)
     audit, train_config = read_audit(out), config.train_config(seed)
     digests = {graph: digest(out, config, train_config, graph) for graph in train_config.fits}
@@ -118,19 +119,30 @@ def run(
         task = Task(train_config, graph, network, pairs, objective, digests[graph])
         fabric = fit_graph(task, out / FOLDER, machine)
         if fabric.is_global_zero:
-            write_run(out / FOLDER, train_config, code, data_list(audit), fabric, {graph: digests[graph]})
+            write_run(out / FOLDER, train_config, code, data_list(audit), fabric, {graph: digests[graph]}, start)
+
+
+def check(config: ProfoundConfig) -> None:
+    """Raises ValueError or BundleError where the networks, or what they are to start from, are not to be had."""
+    train_config = config.train_config(0)
+    for graph, fit in train_config.fits.items():
+        begin(build_graph(train_config, graph, fit), config.start, graph)
 
 
 def digest(out: Path, config: ProfoundConfig, train_config: TrainConfig, graph: str) -> str:
     """SHA-256 of what decides one graph's weights, the files of the earlier stages included."""
     inputs = [sha256_of(out / file) for file in (AUDIT, TABLE, LAWS, POPULATION)]
-    mixing = [dataclasses.asdict(config.streams), config.learned_share]
+    mixing = [dataclasses.asdict(config.streams), config.told_share, config.learned_share]
     text = json.dumps([train_config.digest(graph), mixing, start_digest(config.start), inputs], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def streams(out: Path, config: ProfoundConfig, audit: Audit, train_config: TrainConfig, graph: str) -> Any:
-    """The samples of one graph: both streams for `restore`; the estimator learns from S2, where the truth is known."""
+    """The samples of one graph, of both streams.
+
+    From S1 the estimator learns what fine structure and noise of these images look like together: on photographs
+    alone, it takes the grain of a CT for structure.
+    """
     fit = train_config.fits[graph]
     clean = [out / image.file for image in audit.clean if image.split == "train"]
     if not clean:
@@ -140,17 +152,24 @@ def streams(out: Path, config: ProfoundConfig, audit: Audit, train_config: Train
     seed = train_config.seed * 2 + (graph == "estimate")
     misjudged = 0.0 if graph == "estimate" else 0.1
     pairs = NoisyPairs(crops, fit.pairs, seed, fit.batch, fit.steps, noise, misjudged)
-    if graph == "estimate" or config.streams.real_share == 0:
-        return pairs
-    return Streams(pairs, real_pairs(out, audit), config.streams)
+    mixing = config.streams if graph == "restore" else StreamConfig(real_share=config.told_share)
+    real = real_pairs(out, audit) if mixing.real_share else []
+    if mixing.real_share == 1 and not real:
+        raise ValueError(f"{graph}: real images alone, and of none of them stage 1 found the noise for certain")
+    return Streams(pairs, real, mixing) if real else pairs
 
 
 def real_pairs(out: Path, audit: Audit) -> list[RealPair]:
-    """S1: the noisy training images, what stage 1 made of them, and what it found their noise to be."""
-    told, pairs = read_json(out / LAWS), []
+    """S1: noisy training images, what stage 1 made of them, and what it found their noise to be.
+
+    An image whose flat patches do not bear that out is left out: fine structure may have been taken for noise.
+    """
+    told, pairs = read_told(out), []
     for image in audit.noisy("train"):
-        restored = read_plane(out, str(PRELIMINARY_IMAGES / f"{image.id}.npy"))
-        pairs.append(RealPair(read_plane(out, image.file), restored, np.array(told[image.id], dtype=np.float32)))
+        if not told[image.id].trusted:
+            continue
+        restored = out / PRELIMINARY_IMAGES / f"{image.id}.npy"
+        pairs.append(RealPair(out / image.file, restored, np.array(told[image.id].parameters, dtype=np.float32)))
     return pairs
 
 

@@ -159,7 +159,7 @@ def write_table(out: Path, rows: list[NoiseRow]) -> None:
 
 def read_plane(out: Path, file: str) -> Plane:
     """A plane that the audit or a stage wrote. Raises ValueError if it is not float32 (H, W)."""
-    plane = np.load(out / file, allow_pickle=False)
+    plane: Plane = np.load(out / file, allow_pickle=False)
     if plane.dtype != np.float32 or plane.ndim != 2:
         raise ValueError(f"{file}: {plane.dtype} {plane.shape} is not a float32 plane")
     return plane

@@ -1,13 +1,14 @@
 """Stage 2: learns the population of the noise that stage 1 found, and reports how well draws from it resemble it.
 
 Reads `audit/` and `preliminary/`; writes `synthesis/population.json`, which stage 3 draws from, and
-`synthesis/synthesis.json`, the fit report; `synthesis/laws.json` has what was found for each training image.
+`synthesis/synthesis.json`, the fit report; `synthesis/laws.json` has what was found for each training image, and
+whether its flat patches bear that out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from training.data.noise import LAGS, Kernel
 from training.noise.agreement import describe_fit
-from training.noise.correlation import LOWEST_SNR, FlatPatches, correlation_of_patches, flat_patches
+from training.noise.correlation import LOWEST_SNR, REACH, FlatPatches, correlation_of_patches, flat_patches
 from training.noise.level_function import variance_factor
 from training.noise.mixture import fit_density
 from training.noise.population import LearnedPopulation, SetPopulation, Spread, write_population
@@ -27,6 +28,7 @@ from training.pipeline.record import (
     NoiseRow,
     NoisyImage,
     read_audit,
+    read_json,
     read_plane,
     read_table,
     write_json,
@@ -39,6 +41,9 @@ POPULATION = Path("synthesis", "population.json")
 REPORT = Path("synthesis", "synthesis.json")
 LAWS = Path("synthesis", "laws.json")
 FLOOR_SHARE = 0.03  # of an image's variance: a smaller a or b makes no difference
+OWN_PATCHES = 24  # flat patches of an image that tell its own correlations
+TRUSTED_PATCHES = 12  # with fewer, what passes for flat may be fine structure
+AGREEMENT = 2.0  # factor by which the variance of the flat patches may differ from stage 1's
 WHITE = 0.05  # correlation below which noise is white as far as can be measured
 
 
@@ -65,33 +70,49 @@ def run(out: Path, config: SynthesisConfig, *, seed: int) -> None:
     rows = rows_by_set(audit, read_table(out))
     if not rows:
         raise ValueError("synthesis: stage 1 found the noise of no training image")
-    colours, laws, factors = {}, {}, {}
+    colours, laws, factors, told = {}, {}, {}, dict[str, Told]()
     for name in tqdm(rows, "noise", disable=None):
         patches = {image.id: patches_of(out, image, audit) for image in audit.noisy("train") if image.set == name}
         colours[name] = measure(audit, name, patches, config)
         factors[name] = [variance_factor(patches[row.id], (row.a, row.b), colours[name][0]) for row in rows[name]]
         laws[name] = [significant(row, factor) for row, factor in zip(rows[name], factors[name], strict=True)]
+        for row, law, factor in zip(rows[name], laws[name], factors[name], strict=True):
+            told[row.id] = told_of(law, factor, patches[row.id], colours[name][0])
     members = tuple(learn_set(audit, name, laws[name], colours[name], config) for name in rows)
     population = LearnedPopulation(members, config.spread)
     report = describe_fit(population, laws, colours, config.draws, seed)
     for name, found in report["sets"].items():  # what the flat patches made of stage 1's levels
         found["level_factor"] = [round(float(q), 3) for q in np.quantile(np.sqrt(factors[name]), (0.1, 0.5, 0.9))]
     write_population(out / POPULATION, population)
-    write_json(out / LAWS, parameters_of(rows, laws, {name: found[0] for name, found in colours.items()}))
+    write_json(out / LAWS, {id: asdict(one) for id, one in told.items()})
     write_json(out / REPORT, report)
 
 
-def parameters_of(
-    rows: Mapping[str, Sequence[NoiseRow]], laws: Mapping[str, Sequence[Law]], colours: Mapping[str, Array]
-) -> dict[str, list[float]]:
-    """What a denoiser is told of the noise of each image (by id): slope, offset, floor, correlations at `LAGS`."""
-    told = {}
-    for name, correlation in colours.items():
-        middle = correlation.shape[0] // 2
-        lags = [float(correlation[middle + down, middle + across]) for down, across in LAGS]
-        for row, (a, b) in zip(rows[name], laws[name], strict=True):
-            told[row.id] = [a, b, b, *lags]
-    return told
+@dataclass(frozen=True)
+class Told:
+    """What a denoiser is told of the noise of one image: slope, offset, floor, correlations at `LAGS`."""
+
+    parameters: tuple[float, ...]
+    trusted: bool  # whether stage 1 and enough flat patches, each by itself, found about the same level
+
+
+def told_of(law: Law, factor: float, patches: FlatPatches, correlation: Array) -> Told:
+    """An image's law, with its own correlations where its flat patches tell them, else those of its set (11, 11).
+
+    `factor` is what the flat patches made of the variance that stage 1 found.
+    """
+    own = correlation_of_patches([patches]) if len(patches) >= OWN_PATCHES else None
+    lags = [float((correlation if own is None else own)[REACH + down, REACH + across]) for down, across in LAGS]
+    trusted = len(patches) >= TRUSTED_PATCHES and 1 / AGREEMENT < factor < AGREEMENT
+    return Told((*law, law[1], *lags), trusted)
+
+
+def read_told(out: Path) -> dict[str, Told]:
+    """What is known of each training image's noise, by its id. Raises ValueError for a file of another form."""
+    document = read_json(out / LAWS)
+    if not all(isinstance(one, dict) for one in document.values()):
+        raise ValueError(f"{LAWS} is of an earlier version; make stage synthesis anew with --redo")
+    return {id: Told(tuple(one["parameters"]), one["trusted"]) for id, one in document.items()}
 
 
 def rows_by_set(audit: Audit, table: Sequence[NoiseRow]) -> dict[str, list[NoiseRow]]:

@@ -25,8 +25,11 @@ from training.report.config import ReportConfig
 from training.report.measure import Restored, measure_set, restore_set, shown_images
 from training.report.model import RunModel
 from training.seeds import sample_generator
+from training.start import trained_on
+from training.train import RUN
 
 JSON, HTML, NAMES = "report.json", "report.html", "sets.json"
+PUBLIC = Path("public", HTML)  # without pictures: as a bundle carries it, which may leave the hospital
 POPULATION = Path("synthesis", "population.json")
 SYNTHESIS = Path("synthesis", "synthesis.json")
 TEMPLATE = Path(__file__).with_name("template.html")
@@ -39,7 +42,9 @@ def run(out: Path, config: ReportConfig, *, seed: int) -> None:
     """Measures and writes both files. Raises FileNotFoundError where a stage before has not been run."""
     report, restored = measure(out, config, seed)
     write_json(out / "report" / JSON, report)
-    write_html(out / "report" / HTML, read_report(out), restored, config)
+    written = read_report(out)
+    write_html(out / "report" / HTML, written, panels(restored, config))
+    write_html(out / "report" / PUBLIC, written, {})
 
 
 def measure(out: Path, config: ReportConfig, seed: int) -> tuple[dict[str, Any], dict[str, list[Restored]]]:
@@ -51,10 +56,10 @@ def measure(out: Path, config: ReportConfig, seed: int) -> tuple[dict[str, Any],
     restored = {
         name: restore_set(out, shown_images(audit, name, config.images), 2 * config.side, model) for name in audit.sets
     }
-    sets = {name: measure_set(images) for name, images in restored.items() if images}
+    sets = {name: measure_set(images, audit.sets[name].rician) for name, images in restored.items() if images}
     report = {
         "run": run_section(out),
-        "data": data_section(audit),
+        "data": data_section(audit, read_json(out / "profound" / RUN).get("start")),
         "noise": noise_section(table),
         "population": population_section(population, table, seed),
         "synthesis": synthesis_section(out, names),
@@ -123,8 +128,8 @@ def run_section(out: Path) -> dict[str, Any]:
     return {**kept, "config": public_config(record.get("config", {})), "stages": stages}
 
 
-def data_section(audit: Audit) -> dict[str, Any]:
-    """Counts, warnings and refusals by reason: no file name."""
+def data_section(audit: Audit, start: dict[str, Any] | None) -> dict[str, Any]:
+    """Counts, warnings and refusals by reason: no file name. `start`: the bundle that stage 3 went on from."""
     sets = {}
     for name, record in audit.sets.items():
         images = [image for image in audit.images if image.set == name]
@@ -150,9 +155,17 @@ def data_section(audit: Audit) -> dict[str, Any]:
         "clean_train": sum(image.split == "train" for image in audit.clean),
         "clean_test": sum(image.split == "test" for image in audit.clean),
         "sets": sets,
-        "warnings": list(audit.warnings),
+        "warnings": [*audit.warnings, *start_warnings(audit, start)],
         "refused": [{"reason": reason, "files": files} for reason, files in sorted(refused.items())],
     }
+
+
+def start_warnings(audit: Audit, start: dict[str, Any] | None) -> list[str]:
+    """A line where clean images held back here were trained on before: their scores say little of new images."""
+    held_back = {image.sha256 for image in audit.clean if image.split == "test"}
+    if not (known := held_back & trained_on(start)) or not start:
+        return []
+    return [f"{len(known)} of {len(held_back)} held-back clean images had a part in the training of {start['bundle']}"]
 
 
 def noise_section(table: Sequence[NoiseRow]) -> dict[str, Any]:
@@ -207,13 +220,14 @@ def curves_section(out: Path) -> dict[str, Any]:
     return found
 
 
-def write_html(path: Path, report: dict[str, Any], restored: dict[str, list[Restored]], config: ReportConfig) -> None:
+def write_html(path: Path, report: dict[str, Any], panels: dict[str, list[dict[str, Any]]]) -> None:
     """One file that needs nothing else: styles, plots and pictures lie in it."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    text = template.render(report=report, figures=figures(report), panels=panels(restored, config))
+    text = template.render(report=report, figures=figures(report), panels=panels)
+    path.parent.mkdir(exist_ok=True)
     partial = path.with_name(path.name + ".part")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)

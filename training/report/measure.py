@@ -12,7 +12,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from training.data.crop import middle
 from training.data.noise import Plane
-from training.noise.correlation import FlatPatches, correlation_of_patches, flat_patches
+from training.evaluation.flat import correlation, flat_pair, joined, level
+from training.noise.correlation import LOWEST_SNR
 from training.pipeline.record import PRELIMINARY_IMAGES, Audit, NoisyImage, read_plane
 from training.restorer import Restorer
 
@@ -66,11 +67,6 @@ def blocks(plane: Plane, side: int = BLOCK) -> Plane:
     return np.asarray(sliding_window_view(plane, (side, side))[::side, ::side].reshape(-1, side, side))
 
 
-def flat_level(patches: FlatPatches) -> float | None:
-    """Standard deviation of the noise in flat patches, unit scale; None where there are none."""
-    return float(np.sqrt(np.median(np.square(patches.noise).mean((1, 2))))) if len(patches) else None
-
-
 def lag1(correlation: Any) -> list[float] | None:
     """[down, across] of a measured correlation (11, 11)."""
     if correlation is None:
@@ -118,22 +114,17 @@ def mean_of(values: Iterable[float | None]) -> float | None:
     return float(np.mean(found)) if found else None
 
 
-def measure_set(restored: list[Restored]) -> dict[str, Any]:
+def measure_set(restored: list[Restored], rician: bool = False) -> dict[str, Any]:
     """All numbers of one set; correlations are (11, 11) lists with 1 in the middle, or None."""
-    flat = {
-        name: [flat_patches(plane, smooth=r.guide) for r, plane in zip(restored, planes, strict=True)]
-        for name, planes in {
-            "noise": [r.noisy for r in restored],
-            "removed": [r.residual for r in restored],
-            "left": [r.restored for r in restored],
-        }.items()
-    }
-    correlations = {name: correlation_of_patches(patches) for name, patches in flat.items()}
+    lowest_snr = LOWEST_SNR if rician else 0.0
+    flat = joined([flat_pair(r.noisy, r.restored, lowest_snr, r.guide) for r in restored])
+    parts = {"noise": flat.before, "removed": flat.removed, "left": flat.after}
+    correlations = {name: correlation(patches) for name, patches in parts.items()}
     return {
         "images": [r.record.id for r in restored],
         "held_back": all(r.record.split == "test" for r in restored),
-        "level_before": mean_of(map(flat_level, flat["noise"])),
-        "level_after": mean_of(map(flat_level, flat["left"])),
+        "level_before": level(flat.before),
+        "level_after": level(flat.after),
         "change": float(np.mean([np.sqrt((r.residual**2).mean(dtype=np.float64)) for r in restored])),
         "bias": mean_of(bias(r) for r in restored),
         "structure": mean_of(structure(r) for r in restored),

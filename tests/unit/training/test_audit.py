@@ -82,6 +82,17 @@ def test_patients_are_told_by_file_name_and_kept_whole(run: Run) -> None:
     assert {side for both in sides.values() for side in both} == {"train", "test"}
 
 
+def test_a_pattern_names_one_patient_in_all_folders_and_types(run: Run, folders: tuple[Path, Path]) -> None:
+    stored = np.asarray(Image.open(next(folders[0].rglob("p0*.png"))))
+    (folders[0] / "ct" / "later").mkdir()
+    Image.fromarray(stored // 2).save(folders[0] / "ct" / "later" / "p0x9.png")
+    Image.fromarray((stored // 257).astype(np.uint8)).save(folders[0] / "ct" / "p0x9.png")
+    found = run(rules=(SetRule("ct", "", (0.0, 100.0), r"p\d+"), SetRule("ct/*", "", (0.0, 100.0), r"p\d+")))
+    assert len({image.group for image in found.images}) == 4
+    assert len(found.sets) == 3
+    assert all((record.low, record.high) == (0.0, 100.0) for record in found.sets.values())
+
+
 def test_without_a_pattern_trailing_digits_tell_images_of_one_patient(run: Run) -> None:
     found = run()  # p0x0.png, p0x1.png, p1x2.png, ...
     assert len({image.group for image in found.images}) == 4

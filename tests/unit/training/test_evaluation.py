@@ -225,10 +225,10 @@ def test_the_command_prints_a_table_and_writes_it(tmp_path: Path, capsys: pytest
     sets.write_text('[[photographs]]\nname = "A"\nfolder = "a"\n')
     out = tmp_path / "levels.json"
     words = ["levels", "--data", tmp_path, "--sets", sets, "--levels", "25", "--threads", "1", "--json", out]
-    assert main([*map(str, words), "--model", "v1=denoise@1", "--specialist", "25=denoise@1"]) == 0
+    assert main([*map(str, words), "--model", "v2=denoise", "--specialist", "25=denoise"]) == 0
     (row,) = json.loads(out.read_text())["levels"]
-    assert row["v1"][0] > row["noisy"][0] + 5
-    assert row["v1 behind"] == 0
+    assert row["v2"][0] > row["noisy"][0] + 5
+    assert row["v2 behind"] == 0
     assert "| A | 25 | 1 |" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["nonsense"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from training.config import Fit
 from training.export import export
 from training.loop import Numbered, learning_rate
+from training.start import trained_on
 from training.train import main
 
 ROOT = Path(__file__).parents[3]
@@ -110,6 +112,10 @@ def test_training_goes_on_from_a_bundle(data: Path) -> None:
     still = ("restore.learning_rate=0.0", "restore.final_learning_rate=0.0", f"start={bundle}")
     later = run(data, "later", *(word for text in still for word in ("--set", text)))
     assert all(torch.equal(first[key], later[key]) for key in first)
+    record = json.loads((data / "later" / "run.json").read_text())
+    assert trained_on(record["start"]) == trained_on(record["data"]) != set()
+    assert "file" in record["data"][0]
+    assert "file" not in record["start"]["provenance"]["data"][0]
 
 
 def test_processes_share_the_samples_between_them() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from models.networks.registry import build_network
 from training.machine import Machine
-from training.pipeline.command import CONFIGS, PRESETS
+from training.pipeline.command import CONFIGS, PRESETS, choose_config, parse
 from training.pipeline.config import PipelineConfig, from_record, merge, read_pipeline_config
 from training.pipeline.sequence import Folders, Job, busy, duration, locked, run_all
 from training.pipeline.stage import STAGES
@@ -35,6 +35,18 @@ def test_record_of_a_run_gives_its_configuration_back() -> None:
     config = read_pipeline_config(CONFIGS / "pipeline-smoke.toml", ["profound.restore.steps=7", "seed=3"])
     assert (config.profound.restore.steps, config.seed) == (7, 3)
     assert from_record(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_one_stage_alone_leaves_the_settings_of_the_others() -> None:
+    record = {"preset": "smoke", "config": dataclasses.asdict(read_pipeline_config(CONFIGS / "pipeline-smoke.toml"))}
+    words = ["run", "--out", "run", "--preset", "cpu"]
+    alone, preset = choose_config(parse([*words, "--stage", "profound"]), record)
+    smoke, cpu = (read_pipeline_config(CONFIGS / f"pipeline-{name}.toml") for name in ("smoke", "cpu"))
+    assert (alone, preset) == (dataclasses.replace(smoke, profound=cpu.profound), "smoke")
+    assert choose_config(parse([*words, "--set", "seed=9"]), record) == (dataclasses.replace(cpu, seed=9), "cpu")
+    for more in (["--stage", "profound", "--set", "seed=9"], ["--stage", "report", "--from", "none"]):
+        with pytest.raises(ValueError, match="changes the settings of this stage alone"):
+            choose_config(parse([*words, *more]), record)
 
 
 def test_override_keeps_what_it_does_not_name() -> None:

@@ -61,11 +61,26 @@ def test_real_pairs_are_told_their_level_and_colour(out: Path) -> None:
     audit = read_audit(out)
     pairs = real_pairs(out, audit)
     assert len(pairs) == len(audit.noisy("train"))
-    assert {pair.noisy.shape == pair.restored.shape for pair in pairs} == {True}
+    assert {np.load(pair.noisy).shape == np.load(pair.restored).shape for pair in pairs} == {True}
     coloured = [pair.parameters for pair in pairs if pair.parameters[3]]
     assert 0 < len(coloured) < len(pairs)
     np.testing.assert_allclose(coloured[0][3:], correlations(BOX), atol=1e-6)
     np.testing.assert_allclose([p.parameters[1] for p in pairs], LEVEL**2, rtol=1e-6)
+
+
+def test_images_whose_noise_is_doubtful_are_left_out(out: Path) -> None:
+    path, audit = out / "synthesis" / "laws.json", read_audit(out)
+    laws = json.loads(path.read_text())
+    doubtful = audit.noisy("train")[0]
+    laws[doubtful.id]["trusted"] = False
+    path.write_text(json.dumps(laws))
+    assert out / doubtful.file not in {pair.noisy for pair in real_pairs(out, audit)}
+    path.write_text(json.dumps({id: law | {"trusted": False} for id, law in laws.items()}))
+    with pytest.raises(ValueError, match="real images alone"):
+        run(out, dataclasses.replace(SMALL, streams=StreamConfig(real_share=1.0)), seed=3, accelerator="cpu", workers=0)
+    path.write_text(json.dumps({id: law["parameters"] for id, law in laws.items()}))
+    with pytest.raises(ValueError, match="earlier version"):
+        real_pairs(out, audit)
 
 
 def test_a_stopped_stage_goes_on_to_the_same_bits(out: Path, tmp_path: Path) -> None:
@@ -98,12 +113,17 @@ def test_the_run_can_be_exported_and_gone_on_from(out: Path, tmp_path: Path) -> 
     assert set(json.loads(record)["seconds"]) == {"estimate", "restore"}
     bundle = read_bundle(export(out / "profound", tmp_path / "repository", "1", {}))
     assert bundle.manifest.parameters == PARAMETERS
+    assert "whoever trained them" in bundle.manifest.licence
     shutil.rmtree(out / "profound")
     still = dataclasses.replace(SMALL.restore, steps=1, learning_rate=0.0, final_learning_rate=0.0)
     later = dataclasses.replace(SMALL, start=str(bundle.folder), restore=still)
     before = torch.load(bundle.folder / "restore.pt", weights_only=True)
     run(out, later, seed=4, accelerator="cpu", workers=0)
     assert all(torch.equal(before[key], value) for key, value in weights(out).items())
+    start = json.loads((out / "profound" / "run.json").read_text())["start"]
+    assert (start["bundle"], start["digest"]) == ("denoise@1", bundle.digest)
+    heir = export(out / "profound", tmp_path / "later", "1", {}, licence="for nobody")
+    assert read_bundle(heir).manifest.licence == "for nobody"
     wider = dataclasses.replace(later, restore=dataclasses.replace(still, options={"channels": [8, 16, 16]}))
     shutil.rmtree(out / "profound")
     with pytest.raises(ValueError, match="another network or size"):

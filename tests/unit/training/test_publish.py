@@ -17,13 +17,16 @@ from tests.tiny_run import SECRET, mark_done, write_stages
 from training.pipeline.record import write_json
 from training.publish import next_version, provenance, publish, replay_golden
 from training.report.acceptance import FAIL, PASS
+from training.report.build import HTML, PUBLIC
 
 
 def write_report(run: Path, verdict: str) -> None:
     """A report that says so, and marks the stage as done."""
     rows = [{"check": "BM3D", "asked": "above", "found": "+0.1 dB", "verdict": verdict, "note": ""}]
     write_json(run / "report" / "report.json", {"acceptance": {"rows": rows, "passed": verdict == PASS}})
-    (run / "report" / "report.html").write_text("<!DOCTYPE html><title>report</title>")
+    for path in (run / "report" / HTML, run / "report" / PUBLIC):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"<!DOCTYPE html><title>{path.parent.name}</title>")
     mark_done(run, "report")
 
 
@@ -62,6 +65,7 @@ def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, 
 def test_bundle_holds_the_report_and_verifies(built: Path) -> None:
     bundle = find_bundle(built / "bundles", "denoise@1")
     assert {"report.html", "report.json", "restore.onnx", "estimate.ts"} <= set(bundle.manifest.files)
+    assert "public" in (bundle.folder / "report.html").read_text()
     assert bundle.manifest.scores["acceptance"]["passed"] is True
     assert sorted(path.name for path in (built / "bundles").iterdir()) == ["denoise"]
 

@@ -15,12 +15,11 @@ from scipy.ndimage import gaussian_filter
 
 from tests.tiny_run import LEVEL, SECRET, SETS, scene, write_stages
 from training.data.noise import NoiseLaw, Plane, add_noise, kernel_correlation
-from training.noise.correlation import flat_patches
 from training.pipeline.record import NoisyImage, read_audit, read_table
 from training.report import acceptance, build
 from training.report.acceptance import ABSENT, FAIL, PASS, blind_row, bm3d_row, passed, streams_row, untouched_row
 from training.report.config import ReportConfig
-from training.report.measure import Restored, bias, flat_level, level_points, structure
+from training.report.measure import Restored, bias, level_points, measure_set, structure
 from training.report.picture import png, residual_window
 
 SMALL = ReportConfig(images=1, side=64, levels=(25.0,), draws=1)
@@ -159,13 +158,31 @@ def test_untrained_model_is_not_accepted(report: dict[str, Any], page: str) -> N
     assert "Not accepted" in page
 
 
+def test_a_bundle_s_report_holds_no_picture(out: Path, page: str) -> None:
+    public = (out / "report" / build.PUBLIC).read_text(encoding="utf-8")
+    assert "<img" in page
+    assert "<img" not in public
+    assert "stay with the run" in public
+    assert "Autocorrelation" in public
+
+
+def test_held_back_images_that_the_start_was_trained_on_are_told(out: Path) -> None:
+    audit = read_audit(out)
+    known = {"bundle": "denoise@2", "digest": "d", "provenance": {"start": {"data": [{"sha256": "1" * 64}]}}}
+    assert build.start_warnings(audit, known) == [
+        "1 of 1 held-back clean images had a part in the training of denoise@2"
+    ]
+    assert build.start_warnings(audit, known | {"provenance": {"data": {"clean": {"sha256": ["2" * 64]}}}}) == []
+    assert build.start_warnings(audit, None) == []
+
+
 def test_equal_runs_give_equal_reports(out: Path, page: str, report: dict[str, Any], tmp_path: Path) -> None:
     restored = {
         name: build.restore_set(out, build.shown_images(audit, name, 1), 128, build.RunModel(out / "profound"))
         for audit in [build.nameless(read_audit(out), [])[0]]
         for name in audit.sets
     }
-    build.write_html(tmp_path / "again.html", report, restored, SMALL)
+    build.write_html(tmp_path / "again.html", report, build.panels(restored, SMALL))
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
 
 
@@ -204,8 +221,9 @@ def restored(out: Path) -> Restored:
 
 
 def test_measures_tell_noise_from_structure(restored: Restored) -> None:
-    patches = flat_patches(restored.noisy, smooth=restored.restored)
-    assert flat_level(patches) == pytest.approx(LEVEL, rel=0.1)
+    found = measure_set([restored])
+    assert found["level_before"] == pytest.approx(LEVEL, rel=0.1)
+    assert found["level_after"] < 0.1 * LEVEL
     assert abs(structure(restored)) < 0.05
     blurred = dataclasses.replace(restored, noisy=restored.restored + 0.5 * (scene(5, 128, 128) - 0.5))
     assert structure(blurred) > 0.5

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tests.tiny_run import scene
-from training.data.noise import Kernel, NoiseLaw, add_noise, draw_kernel, kernel_of_amplitude
-from training.noise.correlation import REACH
+from training.data.noise import Kernel, NoiseLaw, add_noise, correlations, draw_kernel, kernel_of_amplitude
+from training.noise.correlation import REACH, flat_patches
+from training.noise.level_function import variance_factor
 from training.noise.population import read_population
 from training.noise.spectrum import correlation_of_kernel
 from training.pipeline import synthesis
@@ -24,7 +25,7 @@ from training.pipeline.record import (
     write_plane,
     write_table,
 )
-from training.pipeline.synthesis import POPULATION, REPORT, SynthesisConfig
+from training.pipeline.synthesis import LAWS, POPULATION, REPORT, SynthesisConfig, read_told, told_of
 
 DOWN, ACROSS = np.meshgrid(np.fft.fftfreq(32), np.fft.fftfreq(32), indexing="ij")
 SETS: dict[str, Kernel | None] = {
@@ -107,9 +108,9 @@ def test_fit_report_sets_observed_beside_drawn(made: Path) -> None:
 
 
 def test_rerun_writes_the_same_bytes(made: Path) -> None:
-    before = [(made / name).read_bytes() for name in (POPULATION, REPORT)]
+    before = [(made / name).read_bytes() for name in (POPULATION, REPORT, LAWS)]
     synthesis.run(made, SynthesisConfig(patches=8, draws=500), seed=3)
-    assert before == [(made / name).read_bytes() for name in (POPULATION, REPORT)]
+    assert before == [(made / name).read_bytes() for name in (POPULATION, REPORT, LAWS)]
 
 
 def test_audit_stands_in_where_no_patch_is_flat() -> None:
@@ -128,3 +129,28 @@ def test_nothing_to_learn_from_is_named(tmp_path: Path) -> None:
         synthesis.run(tmp_path, SynthesisConfig(), seed=0)
     with pytest.raises(ValueError, match="weight_power"):
         SynthesisConfig(weight_power=2)
+
+
+def test_laws_are_kept_by_image(made: Path) -> None:
+    told = read_told(made)
+    assert len(told) == 20  # training images alone
+    row = next(r for r in LEVELS["ct"])
+    assert told["n000000"].parameters[1] == pytest.approx(row**2 / 2, rel=0.5)
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0, 10.0])
+def test_a_law_is_trusted_where_flat_patches_bear_it_out(factor: float) -> None:
+    kernel = SETS["ct"]
+    noisy = add_noise(np.full((300, 300), 0.5, np.float32), NoiseLaw(0.0, 0.01, kernel), np.random.default_rng(0))
+    patches, correlation = flat_patches(noisy), correlation_of_kernel(kernel)
+    found = variance_factor(patches, (1e-9, 0.01 / factor), correlation)
+    told = told_of((1e-9, 0.01), found, patches, correlation_of_kernel(None))
+    assert told.trusted == (factor == 1.0)
+    assert told.parameters[3:] == pytest.approx(correlations(kernel), abs=0.12)
+
+
+def test_few_flat_patches_tell_neither_level_nor_colour() -> None:
+    noisy = np.random.default_rng(0).normal(0.5, 0.1, (70, 70)).astype(np.float32)
+    told = told_of((1e-9, 0.01), 1.0, flat_patches(noisy), correlation_of_kernel(SETS["ct"]))
+    assert not told.trusted
+    assert told.parameters[3:] == pytest.approx(correlations(SETS["ct"]), abs=1e-3)
