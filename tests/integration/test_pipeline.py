@@ -70,6 +70,7 @@ class Child:
             status = 99
             try:
                 sys.stdout = sys.stderr = log.open("w", buffering=1)
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
                 status = medrestore.main([str(word) for word in words])
             except BaseException:  # noqa: BLE001 - whatever it is, the test must say it
                 traceback.print_exc()
