@@ -1,5 +1,6 @@
 """What is shipped and how: container files, ignore files, package lists, file sizes."""
 
+import ast
 import importlib.metadata
 import json
 import re
@@ -52,6 +53,19 @@ def extras() -> dict[str, list[Requirement]]:
     project = tomllib.loads(read("pyproject.toml"))["project"]
     lists = {"": project["dependencies"], **project["optional-dependencies"]}
     return {name: [Requirement(text) for text in texts] for name, texts in lists.items()}
+
+
+def test_training_asks_for_all_that_it_imports() -> None:
+    names = {"PIL": "pillow", "skimage": "scikit-image"}
+    asked = {requirement.name for name in ("", "train", "cpu") for requirement in extras()[name]}
+    exempt = {"training", "models", "medrestore", "bm3d", "markupsafe", *sys.stdlib_module_names}  # jinja2 brings one
+    for path in (ROOT / "training").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            for top in {module.split(".")[0] for module in modules} - exempt:
+                assert names.get(top, top) in asked, f"{path.name} imports {top}"
+    assert "pywavelets" in asked  # scikit-image imports it when it is needed
 
 
 def tracked(*paths: str) -> list[str]:
