@@ -55,6 +55,7 @@ def test_nothing_new_costs_no_reading(repository: Path, script: Script, monkeypa
 def test_a_new_version_serves_once_every_worker_holds_it(repository: Path, script: Script):
     async def work(bench: Bench, watch: Watch) -> None:
         digest = bench.digest
+        await until(lambda: len(script.loads) == 4)  # both workers are up: two bundles each
         x2(repository, "2")
         starts, loads = script.starts, len(script.loads)
         await watch.poll()
