@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from models.errors import BundleNotFound
 from models.networks.registry import build_network
 from training.machine import Machine
-from training.pipeline.command import CONFIGS, PRESETS, choose_config, parse
+from training.pipeline.command import CONFIGS, PRESETS, choose_config, parse, refuse_the_impossible
 from training.pipeline.config import PipelineConfig, from_record, merge, read_pipeline_config
 from training.pipeline.sequence import Folders, Job, busy, duration, locked, run_all
-from training.pipeline.stage import STAGES
+from training.pipeline.stage import DONE, STAGES
 from training.pipeline.team import Team
 
 
@@ -47,6 +48,19 @@ def test_one_stage_alone_leaves_the_settings_of_the_others() -> None:
     for more in (["--stage", "profound", "--set", "seed=9"], ["--stage", "report", "--from", "none"]):
         with pytest.raises(ValueError, match="changes the settings of this stage alone"):
             choose_config(parse([*words, *more]), record)
+
+
+def test_what_is_done_needs_no_start_bundle_any_more(job: Job) -> None:
+    gone = dataclasses.replace(job.config, profound=dataclasses.replace(job.config.profound, start="gone@1"))
+    job = dataclasses.replace(job, config=gone)
+    with pytest.raises(BundleNotFound):
+        refuse_the_impossible(job)
+    (job.out / "profound").mkdir(parents=True)
+    (job.out / "profound" / DONE).write_text("{}")
+    refuse_the_impossible(job)
+    refuse_the_impossible(dataclasses.replace(job, only="report", redo=True))
+    with pytest.raises(BundleNotFound):
+        refuse_the_impossible(dataclasses.replace(job, redo=True))
 
 
 def test_override_keeps_what_it_does_not_name() -> None:

@@ -81,6 +81,13 @@ def test_nothing_in_the_bundle_names_a_file_of_the_hospital(built: Path) -> None
     assert len(found["pipeline"]["commit"]) > 6
 
 
+def test_a_report_that_lacks_its_public_form_is_refused(run: Path, tmp_path: Path, capsys) -> None:
+    (run / "report" / PUBLIC).unlink()
+    status, _, err = call(capsys, run, "--to", tmp_path / "bundles")
+    assert status == 1
+    assert "make stage report anew" in err
+
+
 @pytest.mark.usefixtures("quick")
 def test_the_version_that_serves_goes_on_serving(run: Path, repository: Path, capsys) -> None:
     status, out, err = call(capsys, run, "--to", repository)
