@@ -31,9 +31,11 @@ TRAINING = {
     "export": "make a bundle of a trained run",
     "pipeline": "from noisy images alone to a trained denoiser, in stages",
     "publish": "add a pipeline's model to the repository of a service",
+    "ablate": "train small denoisers that differ only in what taught them",
     "networks": "list all networks with their sizes beside the published ones",
 }
-MODULES = {"evaluate": "evaluation.command", "pipeline": "pipeline.command"}  # of `training`; else the command's name
+# Modules of `training` that are not called as their command is.
+MODULES = {"ablate": "ablation", "evaluate": "evaluation.command", "pipeline": "pipeline.command"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,6 +17,7 @@ from training.noise.mixture import Mixture
 from training.noise.population import LearnedPopulation, SetPopulation, write_population
 from training.noise.spectrum import correlation_of_kernel
 from training.pipeline.record import (
+    PIPELINE,
     PRELIMINARY_IMAGES,
     Audit,
     CleanImage,
@@ -122,9 +123,7 @@ def write_stages(out: Path, images: int = 6) -> Path:
         mark_done(out, stage)
     config = {"seed": 0, "audit": {"include": [SECRET], "smallest": 64}, "report": {"scores": f"/{SECRET}"}}
     folders = {"noisy": f"/{SECRET}/noisy", "clean": f"/{SECRET}/clean"}
-    write_json(
-        out / "pipeline.json", {"preset": "smoke", "seed": 0, "config": config, "folders": folders, **provenance()}
-    )
+    write_json(out / PIPELINE, {"preset": "smoke", "seed": 0, "config": config, "folders": folders, **provenance()})
     return out
 
 

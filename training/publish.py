@@ -28,7 +28,7 @@ from models.bundle import (
     version_key,
 )
 from training.export import RUNNERS, TOLERANCE, Arrays, Graph, export
-from training.pipeline.record import read_audit, read_json
+from training.pipeline.record import PIPELINE, read_audit, read_json
 from training.pipeline.stage import DONE, INPUTS, STAGES, content_digest, public_config, require
 from training.report.acceptance import FAIL, PASS
 from training.report.build import JSON, PUBLIC, read_report
@@ -51,7 +51,7 @@ def next_version(repository: Path, name: str) -> str:
 
 def provenance(run: Path) -> dict[str, Any]:
     """What the bundle was made from: configuration, seed, code, and hashes; no file or folder is named."""
-    record, audit, profound = read_json(run / "pipeline.json"), read_audit(run), read_json(run / "profound" / RUN)
+    record, audit, profound = read_json(run / PIPELINE), read_audit(run), read_json(run / "profound" / RUN)
     marks = {stage: read_json(run / stage / DONE) for stage in STAGES}
     made = {key: record[key] for key in ("preset", "seed", "commit")}
     return {

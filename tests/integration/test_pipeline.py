@@ -29,7 +29,7 @@ import training.pipeline.profound
 import training.pipeline.synthesis
 import training.report.build  # noqa: F401 - imported once, before the forks
 from tests.noisy_folder import noisy_pixels, save, write_folders
-from training.pipeline.record import read_audit, read_json
+from training.pipeline.record import PIPELINE, read_audit, read_json
 from training.pipeline.stage import STAGES
 
 LIMIT_S = 300
@@ -145,7 +145,7 @@ def weights(out: Path) -> dict[str, Any]:
 
 
 def test_run_leaves_every_artefact_with_its_origin(unbroken: Path) -> None:
-    record = read_json(unbroken / "pipeline.json")
+    record = read_json(unbroken / PIPELINE)
     assert record["preset"] == "smoke"
     assert record["commit"]
     assert record["config"]["profound"]["restore"]["steps"] == 6

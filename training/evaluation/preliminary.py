@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +9,18 @@ import torch
 
 from models.networks.denoiser import noise_map
 from models.networks.registry import build_network
-from training.config import build
 from training.data.noise import NoiseLaw, Plane
 from training.noise.correlation import REACH, measure_correlation, stride_of
 from training.noise.spectrum import correlation_of_kernel
+from training.pipeline.config import read_run_config
 from training.pipeline.inference import predict
-from training.pipeline.learner import NoiseFunction, Preliminary, PreliminaryConfig, Standardised
+from training.pipeline.learner import NoiseFunction, Preliminary, Standardised
 from training.pipeline.noise_table import NoiseTable
 from training.pipeline.posterior import posterior_mean
 from training.pipeline.record import ImageSet, NoisyImage
 from training.pipeline.restoration import Restoration, restore
 
-RUN, WEIGHTS = "pipeline.json", Path("preliminary", "weights.pt")
+WEIGHTS = Path("preliminary", "weights.pt")
 
 
 class PreliminaryRestorer:
@@ -33,8 +32,7 @@ class PreliminaryRestorer:
     """
 
     def __init__(self, out: Path) -> None:
-        record = json.loads((out / RUN).read_text(encoding="utf-8"))
-        self.config = build(PreliminaryConfig, record["config"]["preliminary"], f"{RUN}: preliminary")
+        self.config = read_run_config(out).preliminary
         state = torch.load(out / WEIGHTS, map_location="cpu", weights_only=True)
         network = Standardised(build_network(self.config.network, self.config.options), 0.0, 1.0)
         table = state.get("noise.initial")

@@ -19,13 +19,12 @@ from typing import Any
 from models.bundle import MANIFEST
 from training.machine import Machine
 from training.pipeline.config import PipelineConfig, from_record, read_pipeline_config
-from training.pipeline.record import read_json, write_json
+from training.pipeline.record import PIPELINE, read_json, write_json
 from training.pipeline.sequence import Folders, Job, locked, refuse_other_configurations, run_all
 from training.pipeline.stage import DONE, STAGES, provenance
 from training.pipeline.status import show_status
 from training.pipeline.team import StageFailed, Team, launched
 
-RUN = "pipeline.json"
 CONFIGS = Path(__file__).parents[1] / "configs"
 PRESETS = ("smoke", "cpu", "gpu")
 INTERRUPTED, TERMINATED = 130, 143
@@ -139,7 +138,7 @@ def run(options: argparse.Namespace, machine: Machine, team: Team) -> int:
 
 def make_job(options: argparse.Namespace, machine: Machine) -> Job:
     """The job of these options and of the run's record, which it writes. Raises ValueError."""
-    path = options.out / RUN
+    path = options.out / PIPELINE
     record: dict[str, Any] = read_json(path) if path.exists() else {}
     config, preset = choose_config(options, record)
     known = record.get("folders", {})

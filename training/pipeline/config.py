@@ -14,6 +14,7 @@ from training.config import build, parse_override
 from training.pipeline.audit import AuditConfig
 from training.pipeline.learner import PreliminaryConfig
 from training.pipeline.profound import ProfoundConfig
+from training.pipeline.record import PIPELINE
 from training.pipeline.synthesis import SynthesisConfig
 from training.report.config import ReportConfig
 
@@ -61,6 +62,11 @@ def from_record(record: dict[str, Any], overrides: Iterable[str] = ()) -> Pipeli
 def read_pipeline_config(path: Path, overrides: Iterable[str] = ()) -> PipelineConfig:
     """A preset with overrides on top. Raises ValueError naming the key that is wrong."""
     return from_record(read_document(path), overrides)
+
+
+def read_run_config(out: Path) -> PipelineConfig:
+    """The configuration that a run was made with. Raises FileNotFoundError where no run is."""
+    return from_record(json.loads((out / PIPELINE).read_text(encoding="utf-8"))["config"])
 
 
 def read_document(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 from models.bundle import sha256_of
 from training.config import Fit, TrainConfig
 from training.data.crop import CropMixture
-from training.data.noise import NoisePopulation
+from training.data.noise import NoisePopulation, Population
 from training.data.pair import NoisyPairs, PairConfig
 from training.data.source import Source, SourceConfig
 from training.data.stream import Mixture, RealPair, StreamConfig, Streams
@@ -131,10 +131,14 @@ def check(config: ProfoundConfig) -> None:
 
 def digest(out: Path, config: ProfoundConfig, train_config: TrainConfig, graph: str) -> str:
     """SHA-256 of what decides one graph's weights, the files of the earlier stages included."""
-    inputs = [sha256_of(out / file) for file in (AUDIT, TABLE, LAWS, POPULATION)]
     mixing = [dataclasses.asdict(config.streams), config.told_share, config.learned_share]
-    text = json.dumps([train_config.digest(graph), mixing, start_digest(config.start), inputs], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    values = [train_config.digest(graph), mixing, start_digest(config.start), input_hashes(out)]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def input_hashes(out: Path) -> list[str]:
+    """SHA-256 of each file of the earlier stages that decides the samples."""
+    return [sha256_of(out / file) for file in (AUDIT, TABLE, LAWS, POPULATION)]
 
 
 def streams(out: Path, config: ProfoundConfig, audit: Audit, train_config: TrainConfig, graph: str) -> Any:
@@ -143,16 +147,27 @@ def streams(out: Path, config: ProfoundConfig, audit: Audit, train_config: Train
     From S1 the estimator learns what fine structure and noise of these images look like together: on photographs
     alone, it takes the grain of a CT for structure.
     """
+    mixing = config.streams if graph == "restore" else StreamConfig(real_share=config.told_share)
+    return samples(out, audit, train_config, graph, population(out, config), mixing)
+
+
+def population(out: Path, config: ProfoundConfig) -> Mixture:
+    """The noise of S2: the learned population, and the broad one."""
+    return Mixture(read_population(out / POPULATION), config.broad, config.learned_share)
+
+
+def samples(
+    out: Path, audit: Audit, train_config: TrainConfig, graph: str, noise: Population, mixing: StreamConfig
+) -> Any:
+    """Photographs with that noise, mixed with real images. Raises ValueError where there are none to learn from."""
     fit = train_config.fits[graph]
     clean = [out / image.file for image in audit.clean if image.split == "train"]
     if not clean:
         raise ValueError("no clean training image; add photographs to the clean folder")
     crops = CropMixture([Source(train_config.sources[0], out, clean)])
-    noise = Mixture(read_population(out / POPULATION), config.broad, config.learned_share)
     seed = train_config.seed * 2 + (graph == "estimate")
     misjudged = 0.0 if graph == "estimate" else 0.1
     pairs = NoisyPairs(crops, fit.pairs, seed, fit.batch, fit.steps, noise, misjudged)
-    mixing = config.streams if graph == "restore" else StreamConfig(real_share=config.told_share)
     real = real_pairs(out, audit) if mixing.real_share else []
     if mixing.real_share == 1 and not real:
         raise ValueError(f"{graph}: real images alone, and of none of them stage 1 found the noise for certain")

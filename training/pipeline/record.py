@@ -17,6 +17,7 @@ import numpy as np
 from training.config import build
 from training.data.noise import Plane
 
+PIPELINE = "pipeline.json"  # of the whole run: its configuration, folders and provenance
 AUDIT = Path("audit", "audit.json")
 TABLE = Path("preliminary", "table.json")
 PRELIMINARY_IMAGES = Path("preliminary", "images")

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from training.pipeline.record import read_json
+from training.pipeline.record import PIPELINE, read_json
 from training.pipeline.sequence import busy, duration
 from training.pipeline.stage import DONE, STAGES, STARTED
 
 
 def show_status(out: Path) -> int:
     """Prints the state of every stage; returns the exit status, 0 where all are done. Raises ValueError."""
-    if not (out / "pipeline.json").exists():
+    if not (out / PIPELINE).exists():
         raise ValueError(f"{out} holds no pipeline run")
-    record = read_json(out / "pipeline.json")
+    record = read_json(out / PIPELINE)
     print(f"{out}: preset {record['preset']}, seed {record['seed']}, {'at work' if busy(out) else 'not running'}")
     for number, stage in enumerate(STAGES, 1):
         print(f"[{number}/{len(STAGES)}] {stage:12} {state(out, stage, record['config'])}")

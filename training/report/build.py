@@ -18,7 +18,7 @@ import numpy as np
 from training.data.crop import middle
 from training.data.noise import Population, correlations
 from training.noise.population import read_population
-from training.pipeline.record import Audit, NoiseRow, read_audit, read_json, read_table, write_json
+from training.pipeline.record import PIPELINE, Audit, NoiseRow, read_audit, read_json, read_table, write_json
 from training.pipeline.stage import DONE, STAGES, public_config
 from training.report.acceptance import accept
 from training.report.config import ReportConfig
@@ -119,7 +119,7 @@ def finite(value: Any) -> Any:
 
 def run_section(out: Path) -> dict[str, Any]:
     """What made the run; folders of the hospital are left out."""
-    record = read_json(out / "pipeline.json") if (out / "pipeline.json").exists() else {}
+    record = read_json(out / PIPELINE) if (out / PIPELINE).exists() else {}
     stages = {}
     for stage in STAGES:
         if (path := out / stage / DONE).exists() and stage != "report":

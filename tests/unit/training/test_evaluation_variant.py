@@ -14,11 +14,12 @@ from models.errors import BundleNotFound
 from models.networks.blind_spot import LightBlindSpot
 from models.networks.denoiser import LEVEL
 from training.data.noise import NoiseLaw, Plane
-from training.evaluation.preliminary import RUN, WEIGHTS, PreliminaryRestorer, set_of
+from training.evaluation.preliminary import WEIGHTS, PreliminaryRestorer, set_of
 from training.evaluation.variant import DEFAULT, read_variants
 from training.metric import psnr
 from training.pipeline.learner import Preliminary, PreliminaryConfig, Standardised
 from training.pipeline.noise_table import NoiseTable
+from training.pipeline.record import PIPELINE
 from training.report.model import RunModel
 from training.restorer import LocalBundle
 
@@ -42,7 +43,7 @@ def run(tmp_path: Path) -> Path:
     model = Preliminary(Standardised(network, 0.0, 1.0), NoiseTable(torch.full((3, 2), 0.01)))
     (tmp_path / WEIGHTS).parent.mkdir()
     torch.save(model.state_dict(), tmp_path / WEIGHTS)
-    (tmp_path / RUN).write_text(json.dumps({"config": {"preliminary": dataclasses.asdict(CONFIG)}}))
+    (tmp_path / PIPELINE).write_text(json.dumps({"config": {"preliminary": dataclasses.asdict(CONFIG)}}))
     return tmp_path
 
 
