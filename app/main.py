@@ -21,6 +21,7 @@ from app.pipeline import EXACT, FAST
 from app.routes import analyze, health, models, restore
 from app.service import Service
 from app.settings import Settings
+from app.tracing import Tracer
 from app.watch import Watch, look
 
 API_VERSION = "1"  # of the interface, as in /v1; the product has its own
@@ -34,6 +35,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The application; its lifespan starts and stops the worker processes. Reads no file but the settings'."""
     settings = settings or Settings()
     metrics = Metrics()
+    tracer = Tracer() if settings.tracing else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -45,6 +47,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 yield
         finally:
             await service.engine.stop()
+            if tracer:
+                await asyncio.to_thread(tracer.shutdown)
 
     app = FastAPI(
         title="MedRestore",
@@ -61,7 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(routes.router, prefix="/v1", include_in_schema=False)
     problem.install(app)
     openapi.install(app)
-    app.add_middleware(Monitor, metrics=metrics)
+    app.add_middleware(Monitor, metrics=metrics, tracer=tracer)
     return app
 
 

@@ -54,6 +54,7 @@ def _answer(product: Product, receive_s: float) -> Response:
         "X-Clip-Count": str(evidence.clipped),
         "X-Input-Lossy": str(making.lossy).lower(),
         "X-Input-Notes": "; ".join(making.notes) or None,
+        "X-Cache": making.cache,
         "Content-Digest": product.content_digest,
         "Server-Timing": server_timing({"receive": receive_s, **making.timings}),
         "Vary": "Accept",
