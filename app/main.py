@@ -59,6 +59,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
+        # The web framework's own traces may quote a request: off, whatever the environment says. `app.tracing` is ours.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     for routes in (restore, analyze, models, health):
         app.include_router(routes.router)

@@ -1,4 +1,4 @@
-"""OpenTelemetry traces of requests, where the settings ask for them; nothing is imported or sent otherwise.
+"""OpenTelemetry traces of requests, where the settings ask for them; its SDK is not even imported otherwise.
 
 A request is a server span, a child of the span that its `traceparent` header names; its stages are
 spans below it, by the names that `Server-Timing` has. Spans hold what the log holds and no more.
