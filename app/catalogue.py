@@ -82,7 +82,7 @@ class Catalogue:
         BundleNotFound, or BundleInvalid where that very version is broken.
         """
         wanted = reference if reference is not None else self._default(task, scale)
-        bundle = self._find(wanted)
+        bundle = self.find(wanted)
         if (bundle.manifest.task, bundle.manifest.scale) != (task, scale):
             does = task_name(bundle.manifest.task, bundle.manifest.scale)
             raise OptionError(f"model {bundle.reference} does {does}, not {task_name(task, scale)}")
@@ -169,7 +169,8 @@ class Catalogue:
         hint = f"name one of {', '.join(sorted(names))}" if names else "none is served"
         raise BundleNotFound(f"no default model for {name}: {hint}")
 
-    def _find(self, reference: str) -> Bundle:
+    def find(self, reference: str) -> Bundle:
+        """The bundle of `name` or `name@version`, whatever its task. Raises as `lookup` does."""
         name, version = parse_reference(reference)
         for bundle in self._offered if version else filter(None, [self.current(name)]):
             if bundle.manifest.name == name and version in (None, bundle.manifest.version):

@@ -18,7 +18,7 @@ from app.catalogue import Catalogue, task_name
 from app.middleware import Monitor
 from app.monitoring import Metrics
 from app.pipeline import EXACT, FAST
-from app.routes import analyze, health, models, restore
+from app.routes import analyze, health, models, restore, v2
 from app.service import Service
 from app.settings import Settings
 from app.tracing import Tracer
@@ -28,7 +28,7 @@ API_VERSION = "1"  # of the interface, as in /v1; the product has its own
 DESCRIPTION = """Denoising and super-resolution of medical images. For research; not a medical device.
 
 Every path also answers under `/v1`. Options that are not listed are refused, never ignored. Errors
-are `application/problem+json`."""
+are `application/problem+json`. Beside it, `/v2` speaks the Open Inference Protocol (KServe, Triton)."""
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -65,6 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for routes in (restore, analyze, models, health):
         app.include_router(routes.router)
         app.include_router(routes.router, prefix="/v1", include_in_schema=False)
+    app.include_router(v2.router)
     problem.install(app)
     openapi.install(app)
     app.add_middleware(Monitor, metrics=metrics, tracer=tracer)

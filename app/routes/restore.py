@@ -37,6 +37,11 @@ async def superresolve(request: Request, query: Annotated[SuperresolveQuery, Que
 
 
 def _answer(product: Product, receive_s: float) -> Response:
+    return Response(product.data, headers=headers_of(product, receive_s), media_type=product.media_type)
+
+
+def headers_of(product: Product, receive_s: float) -> dict[str, str]:
+    """What the headers of an answer tell."""
     evidence, making = product.evidence, product.making
     facts = {
         "X-Model": making.bundle.reference,
@@ -59,8 +64,7 @@ def _answer(product: Product, receive_s: float) -> Response:
         "Server-Timing": server_timing({"receive": receive_s, **making.timings}),
         "Vary": "Accept",
     }
-    headers = {name: value for name, value in facts.items() if value is not None}
-    return Response(product.data, headers=headers, media_type=product.media_type)
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _lags(correlation: NoiseCorrelation | None) -> tuple[float, ...] | None:

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.main import create_app
 from app.openapi import document
+from app.routes import v2
 from app.settings import Settings
 from tests.integration.client import Client, changed, dicom, npy, problem, serving
 from tests.reference_images import REFERENCES
@@ -202,14 +203,34 @@ def test_metrics_are_in_base_units_with_closed_labels(client: Client, picture: b
         "unmatched",
         *(f"{p}{r}" for p in ("", "/v1") for r in ("/denoise", "/superresolve", "/analyze", "/models", "/metrics")),
         *(f"{p}{r}" for p in ("", "/v1") for r in ("/healthz/live", "/healthz/ready")),
+        *(route.path for route in v2.router.routes),  # type: ignore[attr-defined]
     }
     assert families["medrestore_request_duration_seconds"].type == "histogram"
     for name in ("medrestore_stage_duration_seconds", "medrestore_queue_pixels", "medrestore_noise_level"):
         assert families[name].samples
     up = families["medrestore_worker_up"].samples
     assert [sample.value for sample in up] == [1.0]
+    stages = {sample.labels["stage"] for sample in families["medrestore_stage_duration_seconds"].samples}
+    assert {"receive", "decode", "queue", "run", "estimate", "restore", "verify", "encode", "send"} <= stages
+    (memory,) = families["medrestore_worker_resident_bytes"].samples
+    assert memory.value > 10_000_000
+    (build,) = families["medrestore_build_info"].samples
+    assert {"version", "python", "numpy"} <= set(build.labels)
     ours = [name for name in families if name.startswith("medrestore")]
     assert not [name for name in ours if re.search(r"_(ms|milliseconds|kb|mb|percent)$", name)]
+
+
+def test_the_padding_of_tiles_is_counted(client: Client) -> None:
+    def counted() -> dict[str, float]:
+        families = {family.name: family for family in text_string_to_metric_families(client.get("/metrics").text)}
+        return {sample.labels["kind"]: sample.value for sample in families["medrestore_tile_pixels"].samples}
+
+    client.post("/denoise", npy(np.zeros((16, 16), np.uint16)))
+    before = counted()
+    client.post("/denoise", npy(np.zeros((2, 20, 30, 3), np.uint16)))  # six planes, each in one tile of 32 x 32
+    after = counted()
+    assert after["useful"] - before["useful"] == 6 * 20 * 30
+    assert after["padding"] - before["padding"] == 6 * (32 * 32 - 20 * 30)
 
 
 def test_logs_hold_no_name_and_no_query(client: Client, caplog: pytest.LogCaptureFixture) -> None:
