@@ -8,6 +8,7 @@ import time
 import uuid
 from dataclasses import dataclass
 
+from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -41,7 +42,7 @@ class Monitor:
             return
         scope["request_id"] = request_id(Headers(scope=scope).get("x-request-id"))
         start, answer = time.perf_counter(), _Answer()
-        watched = _watched(send, scope["request_id"], answer)
+        watched = _watched(send, scope["request_id"], answer, scope["app"])
         with self._metrics.open.track_inprogress():
             try:
                 await self._app(scope, receive, watched)
@@ -87,11 +88,13 @@ def route_of(scope: Scope) -> str:
     return str(getattr(scope.get("route"), "path", UNMATCHED))
 
 
-def _watched(send: Send, identity: str, answer: _Answer) -> Send:
+def _watched(send: Send, identity: str, answer: _Answer, app: FastAPI) -> Send:
     async def watched(message: Message) -> None:
         if message["type"] == "http.response.start":
-            answer.status = message["status"]
-            MutableHeaders(scope=message)["X-Request-Id"] = identity
+            answer.status, headers = message["status"], MutableHeaders(scope=message)
+            headers["X-Request-Id"] = identity
+            if app.state.draining:
+                headers["Connection"] = "close"  # the next request had better go elsewhere
         elif message["type"] == "http.response.body":
             answer.bytes += len(message.get("body", b""))
         await send(message)

@@ -12,9 +12,10 @@ import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from app.admission import Usage
 from app.analysis import NoiseReport, analyse
 from app.batching import Engine
 from app.body import Upload
@@ -37,6 +38,8 @@ from app.pipeline import (
 from app.runner import EngineRunner
 from app.settings import Settings
 from app.watch import Watch
+from app.work import Priority
+from app.workers import Model
 from models.bundle import Bundle
 from models.errors import BundleInvalid
 from models.imaging.codec import MEDIA_TYPES, OUTPUTS, decode, encode
@@ -56,6 +59,8 @@ class Job:
     options: Options = field(default_factory=Options)
     precision: str | None = None  # "exact", "fast" or the service's rule
     accept: str | None = None
+    priority: Priority = Priority.INTERACTIVE
+    deadline: float | None = None  # seconds of `time.monotonic()`
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ class Making:
     shape: tuple[int, ...]  # of its pixels: frames, rows, columns, samples
     lossy: bool  # it had gone through lossy compression
     notes: tuple[str, ...]  # what decoding changed
+    position: int  # requests that were there when it was admitted
+    wait_s: float  # the estimate, then, of the time that those would take
     timings: dict[str, float]  # stage -> seconds
 
     @property
@@ -120,6 +127,8 @@ class Service:
         choose(job.accept, OUTPUTS)
         if self.engine.reason is not None:
             raise NotReady(self.engine.reason)
+        if job.deadline is not None and (late_s := self.engine.backlog_s - (job.deadline - time.monotonic())) > 0:
+            raise self.engine.full("deadline", late_s)
         return bundle
 
     async def restore(self, job: Job, upload: Upload) -> Product:
@@ -132,7 +141,7 @@ class Service:
         async def work(run: EngineRunner) -> Restoration:
             return await restore(image, bundle, job.options, run, self.settings.limits)
 
-        restoration, run = await self._run(image, bundle, job.precision, work)
+        restoration, run = await self._run(image, bundle, job, work)
         watch.seconds.update(restoration.timings)
         with watch("encode"):
             data, digest = await asyncio.to_thread(_encode, restoration, format)
@@ -150,34 +159,39 @@ class Service:
             return await analyse(image, bundle, run)
 
         with watch("analyse"):
-            report, run = await self._run(image, bundle, job.precision, work)
+            report, run = await self._run(image, bundle, job, work)
         return Report(report, self._book("analyze", image, bundle, run, watch))
 
     async def _run(
-        self, image: Image, bundle: Bundle, asked: str | None, work: Callable[[EngineRunner], Awaitable[T]]
+        self, image: Image, bundle: Bundle, job: Job, work: Callable[[EngineRunner], Awaitable[T]]
     ) -> tuple[T, EngineRunner]:
         """Does the work with room in the queue held for it; in exact mode where the fast one is not to be had."""
-        precision = choose_precision(image, asked, self.settings.fast_for_8_bit)
+        precision = choose_precision(image, job.precision, self.settings.fast_for_8_bit)
         if not self.engine.supports(bundle, precision):
             precision = EXACT
         window = self.settings.tiles_in_flight
-        with self.engine.admit(*demand(image, bundle, window)) as admission:
+        usage, model = Usage(*demand(image, bundle, window)), Model(bundle.digest, precision)
+        with self.engine.admit(usage, model, image.pixels.size, job.deadline) as admission:
             deadline = time.monotonic() + self.settings.timeout_s
-            run = EngineRunner(self.engine, bundle.digest, precision, admission, deadline, window)
+            deadline = deadline if job.deadline is None else min(deadline, job.deadline)
+            run = EngineRunner(self.engine, bundle.digest, precision, admission, deadline, window, job.priority)
             try:
-                return await work(run), run
+                result = await work(run)
+                admission.complete()
+                return result, run
             except (BackendUnavailable, BundleInvalid) as exc:
                 if precision == EXACT:
                     raise
                 event("no fast mode, exact mode serves", logging.WARNING, model=bundle.reference, reason=str(exc))
-        return await self._run(image, bundle, "exact", work)
+        return await self._run(image, bundle, replace(job, precision="exact"), work)
 
     def _book(self, task: str, image: Image, bundle: Bundle, run: EngineRunner, watch: Stopwatch) -> Making:
         timings = watch.seconds | run.timings
         self.metrics.observe_stages(timings)
         self.metrics.pixels.labels(task).inc(image.pixels[..., 0].size)
         shape, notes = image.pixels.shape, source_of(image).notes
-        return Making(bundle, run.backend, run.precision, image.format, shape, image.lossy, notes, timings)
+        waited = run.admission.position, run.admission.wait_s
+        return Making(bundle, run.backend, run.precision, image.format, shape, image.lossy, notes, *waited, timings)
 
     def _book_evidence(self, evidence: Evidence, image: Image) -> None:
         self.metrics.clipped.inc(evidence.clipped)
