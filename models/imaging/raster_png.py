@@ -105,7 +105,7 @@ def _read_header(data: bytes) -> _Header:
 
 
 def _walk(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """Type, content and all bytes of every chunk up to IEND. Raises CorruptImage for a bad checksum or a missing end."""
+    """Type, content and whole of every chunk up to IEND. Raises CorruptImage for a bad checksum or a missing end."""
     at = len(MAGIC)
     for _ in range(CHUNKS_MAX):
         if at + 12 > len(data):

@@ -82,7 +82,7 @@ def _magnification(image: Image, derivation: Derivation) -> int:
 
 
 def _copy(source: Dataset) -> Dataset:
-    """A deep copy that shares what cannot change: tags, and the elements that nobody read, which are most of a file's."""
+    """A deep copy that shares what cannot change: tags, and the elements that nobody read, which are most of them."""
     parts = [part for level in walk(source) for part in (*level.keys(), *level.elements())]
     return deepcopy(source, {id(part): part for part in parts if isinstance(part, BaseTag | RawDataElement)})
 
