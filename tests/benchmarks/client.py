@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 IDLE_S = 2.0  # a connection that rested longer is opened anew: the server may be closing it
@@ -124,6 +124,12 @@ async def closed_loop(port: int, requests: Iterable[Request], callers: int, fres
 
     await asyncio.gather(*(call() for _ in range(callers)))
     return replies
+
+
+def repeat_until(ended: asyncio.Event, request: Request) -> Iterator[Request]:
+    """The request again and again, for loops that something else ends."""
+    while not ended.is_set():
+        yield request
 
 
 async def open_loop(port: int, requests: Iterable[Request], rate: float, seed: int = 1) -> list[Reply]:

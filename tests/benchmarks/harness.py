@@ -123,6 +123,10 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{middle:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
+def mib(size: int) -> int:
+    return round(size / 2**20)
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     return float(np.quantile(values, share)) if values else float("nan")
 

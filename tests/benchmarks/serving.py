@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -77,17 +77,21 @@ def rival(name: str, repository: Path, model: str) -> Iterator[Contestant]:
     """One of the servers of `rival_*.py`, ready."""
     port = free_port()
     script = [sys.executable, "-m", f"tests.benchmarks.rival_{name}", "--port", str(port)]
-    process = subprocess.Popen([*script, "--repository", str(repository), "--model", model], cwd=ROOT)
+    command = [*script, "--repository", str(repository), "--model", model]
+    log = TemporaryFile()
+    process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
     try:
         while not answers(port):
             if process.poll() is not None:
-                raise RuntimeError(f"{name} ended with status {process.returncode}")
+                log.seek(0)
+                raise RuntimeError(f"{name} ended: {log.read().decode()}")
             time.sleep(0.2)
         yield Contestant(name, port, Tree(process.pid))
     finally:
         for pid in reversed(Tree(process.pid).pids()):  # LitServe's children outlive a SIGTERM of their parent
             subprocess.run(["kill", "-9", str(pid)], check=False, stderr=subprocess.DEVNULL)
         process.wait()
+        log.close()
 
 
 def answers(port: int) -> bool:
