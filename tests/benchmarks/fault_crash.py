@@ -61,7 +61,7 @@ async def _kill_once(
 
 
 def drain(
-    callers: int = 16, side: int = 512, warm_s: float = 2.0, drain_delay_s: float = 2.0, **settings: Any
+    callers: int = 16, side: int = 256, warm_s: float = 2.0, drain_delay_s: float = 2.0, **settings: Any
 ) -> Table:
     """SIGTERM while callers ask, each time over a new connection; the light network."""
     request = Request("/denoise", picture(noisy(side, side)))
@@ -82,7 +82,8 @@ async def _drain(server: Server, request: Request, callers: int, warm_s: float) 
     seconds = time.monotonic() - told
     ended.set()
     replies, seen = await load, await readiness
-    closed = min((reply.start for reply in replies if reply.outcome == "refused"), default=told + seconds)
+    refused = [reply.start for reply in replies if reply.outcome == "refused"]
+    closed = min([*refused, seen.get("refused", told + seconds)])
     lost = [reply for reply in replies if reply.outcome == "lost"]
     young = sum(reply.start > closed - BACKLOG_S for reply in lost)
     row = {

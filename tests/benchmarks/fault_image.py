@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from app.settings import SHIPPED_BUNDLES
@@ -61,7 +60,7 @@ def _alone(request: Request, settings: dict[str, Any]) -> dict[str, Any]:
         tree = Tree(server.process.pid)
         idle, cpu, start = tree.rss(), tree.cpu_s(), time.monotonic()
         reply = asyncio.run(closed_loop(server.port, [request], 1))[0]
-        seconds, peaks = time.monotonic() - start, sorted(_shares(tree), reverse=True)
+        seconds, peaks = time.monotonic() - start, sorted(map(mib, tree.peaks().values()), reverse=True)
         cpu = tree.cpu_s() - cpu
     return {
         "answer": reply.kind if reply.status == 200 else f"{reply.kind} {reply.body[:200].decode()} {reply.reason}",
@@ -71,7 +70,3 @@ def _alone(request: Request, settings: dict[str, Any]) -> dict[str, Any]:
         "peak MiB by process": ", ".join(map(str, peaks)),
         "sum of peaks MiB": sum(peaks),
     }
-
-
-def _shares(tree: Tree) -> Iterator[int]:
-    yield from (mib(size) for size in tree.peaks().values())

@@ -27,14 +27,17 @@ def hangup(callers: int = 6, side: int = 1024, after_s: float = 0.3, **settings:
         asyncio.run(closed_loop(server.port, [request], 1))  # warm
         idle = _idle_share(tree)
         one_s = statistics.median(_cost_of_one(server.port, request, tree) for _ in range(3))
+        before = tree.cpu_s()
         asyncio.run(_leave(server.port, request, callers, after_s))
+        before = tree.cpu_s() - before
         spent, seconds = _until_rest(tree, idle)
         again = asyncio.run(closed_loop(server.port, [request], 1))
     row = {
         "callers": callers,
         "image": f"{side}x{side}",
         "CPU s of one image": one_s,
-        "CPU s after they left": spent,
+        "CPU s before they left": before,
+        "CPU s afterwards": spent,
         "in images": round(spent / one_s, 2),
         "seconds until rest": seconds,
         "next request": again[0].kind,

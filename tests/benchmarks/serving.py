@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import cycle, islice
@@ -78,20 +80,21 @@ def rival(name: str, repository: Path, model: str) -> Iterator[Contestant]:
     port = free_port()
     script = [sys.executable, "-m", f"tests.benchmarks.rival_{name}", "--port", str(port)]
     command = [*script, "--repository", str(repository), "--model", model]
-    log = TemporaryFile()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-    try:
-        while not answers(port):
-            if process.poll() is not None:
-                log.seek(0)
-                raise RuntimeError(f"{name} ended: {log.read().decode()}")
-            time.sleep(0.2)
-        yield Contestant(name, port, Tree(process.pid))
-    finally:
-        for pid in reversed(Tree(process.pid).pids()):  # LitServe's children outlive a SIGTERM of their parent
-            subprocess.run(["kill", "-9", str(pid)], check=False, stderr=subprocess.DEVNULL)
-        process.wait()
-        log.close()
+    with TemporaryFile() as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        tree = Tree(process.pid)
+        try:
+            while not answers(port):
+                if process.poll() is not None:
+                    log.seek(0)
+                    raise RuntimeError(f"{name} ended: {log.read().decode()}")
+                time.sleep(0.2)
+            yield Contestant(name, port, tree)
+        finally:
+            for pid in tree.pids():  # all of them: LitServe's children outlive a SIGTERM of their parent
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
 
 
 def answers(port: int) -> bool:
