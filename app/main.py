@@ -23,6 +23,7 @@ from app.routes import analyze, health, models, restore
 from app.server import Server
 from app.service import Service
 from app.settings import Settings
+from app.tracing import Tracer
 from app.watch import Watch, look
 
 API_VERSION = "1"  # of the interface, as in /v1; the product has its own
@@ -36,6 +37,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The application; its lifespan starts and stops the worker processes. Reads no file but the settings'."""
     settings = settings or Settings()
     metrics = Metrics()
+    tracer = Tracer() if settings.tracing else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -47,6 +49,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 yield
         finally:
             await service.engine.stop()
+            if tracer:
+                await asyncio.to_thread(tracer.shutdown)
 
     app = FastAPI(
         title="MedRestore",
@@ -57,6 +61,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
+        # The web framework's own traces may quote a request: off, whatever the environment says. `app.tracing` is ours.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.draining = False
     for routes in (restore, analyze, models, health):
@@ -64,7 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(routes.router, prefix="/v1", include_in_schema=False)
     problem.install(app)
     openapi.install(app)
-    app.add_middleware(Monitor, metrics=metrics)
+    app.add_middleware(Monitor, metrics=metrics, tracer=tracer)
     return app
 
 

@@ -6,7 +6,10 @@ sends becomes a label value.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,6 +24,8 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 
 from app.batching import Engine, EngineObserver
+from app.build import build_facts
+from app.cache import Cache
 from app.catalogue import Catalogue
 from app.work import WorkItem
 
@@ -58,6 +63,10 @@ class Metrics(EngineObserver):
         self.problems = Counter("medrestore_problems", "Errors answered, by kind", ["problem"], registry=r)
         self.pixels = Counter("medrestore_restored_pixels", "Pixels of decoded images", ["task"], registry=r)
         self.clipped = Counter("medrestore_clipped_samples", "Samples cut to the storable range", registry=r)
+        self.tile_pixels = Counter(
+            "medrestore_tile_pixels", "Pixels of tiles: the image's own, and padding", ["kind"], registry=r
+        )
+        self.cached = Counter("medrestore_cache_answers", "Answers by where they came from", ["origin"], registry=r)
         self.level = Histogram(
             "medrestore_noise_level", "Noise before, full range is 1", (), buckets=LEVELS, registry=r
         )
@@ -88,6 +97,11 @@ class Metrics(EngineObserver):
             Gauge(name, text, registry=self.registry).set_function(read)
         self.registry.register(_Facts(engine, catalogue))
 
+    def watch_cache(self, cache: Cache[Any] | None) -> None:
+        """Adds the gauge of what the cache holds; 0 where there is none."""
+        held = Gauge("medrestore_cache_bytes", "Bytes of answers that are kept", registry=self.registry)
+        held.set_function(lambda: cache.bytes if cache else 0)
+
     def text(self) -> bytes:
         """The exposition format."""
         return generate_latest(self.registry)
@@ -117,11 +131,12 @@ class Metrics(EngineObserver):
 
 
 class _Facts:
-    """Which models are served, and which workers are up."""
+    """Which models are served, which workers are up, their memory, and which build this is."""
 
     def __init__(self, engine: Engine, catalogue: Catalogue) -> None:
         self._engine = engine
         self._catalogue = catalogue
+        self._build = build_facts()
 
     def collect(self) -> Iterable[Metric]:
         models = InfoMetricFamily("medrestore_model", "A model that is served", labels=["name", "version"])
@@ -131,6 +146,21 @@ class _Facts:
             facts = {"task": manifest.task, "digest": bundle.digest, "default": default}
             models.add_metric([manifest.name, manifest.version], facts)
         workers = GaugeMetricFamily("medrestore_worker_up", "1 where a worker takes work", labels=["worker", "device"])
+        memory = GaugeMetricFamily(
+            "medrestore_worker_resident_bytes", "Memory of a worker that is in RAM", labels=["worker", "device"]
+        )
         for index, worker in enumerate(self._engine.workers):
             workers.add_metric([str(index), worker.device], float(worker.state in ("idle", "busy")))
-        return [models, workers]
+            if worker.pid is not None and (held := resident_bytes(worker.pid)) is not None:
+                memory.add_metric([str(index), worker.device], held)
+        build = InfoMetricFamily("medrestore_build", "Versions of what runs", value=self._build)
+        return [models, workers, memory, build]
+
+
+def resident_bytes(pid: int) -> int | None:
+    """Memory of a process that is in RAM; None where it cannot be read, or the process has ended."""
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
+    except (OSError, IndexError):
+        return None
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from app.admission import Admission
 from app.backends.base import Array, Backend
 from app.batching import Engine
+from app.tracing import ran
 from app.work import Cancellation, Priority, WorkItem
 
 
@@ -62,6 +63,7 @@ class EngineRunner:
         self.backend, self.precision = answer.backend, answer.precision
         self.queue_s = answer.queue_s if self.queue_s is None else self.queue_s
         self.run_s += answer.run_s
+        ran(answer.queue_s, answer.run_s)
         return answer.arrays
 
 

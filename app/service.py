@@ -11,7 +11,7 @@ import base64
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -19,12 +19,13 @@ from app.admission import Usage
 from app.analysis import NoiseReport, analyse
 from app.batching import Engine
 from app.body import Upload
+from app.cache import Cache
 from app.catalogue import Catalogue
 from app.errors import BackendUnavailable, NotReady
 from app.gate import Gate
 from app.log import event
 from app.monitoring import Metrics
-from app.negotiation import choose, formats_of
+from app.negotiation import choose, formats_of, parse_accept
 from app.pipeline import (
     EXACT,
     Evidence,
@@ -33,6 +34,7 @@ from app.pipeline import (
     Stopwatch,
     choose_precision,
     demand,
+    plan_for,
     restore,
 )
 from app.runner import EngineRunner
@@ -77,6 +79,7 @@ class Making:
     position: int  # requests that were there when it was admitted
     wait_s: float  # the estimate, then, of the time that those would take
     timings: dict[str, float]  # stage -> seconds
+    cache: str | None = None  # "hit", "miss" or "joined" where answers are kept
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -85,7 +88,8 @@ class Making:
         size = {"frames": frames, "rows": rows, "columns": columns, "samples": samples}
         stages = {f"{stage}_s": round(seconds, 4) for stage, seconds in self.timings.items()}
         how = {"model": self.bundle.reference, "backend": self.backend, "precision": self.precision}
-        return {**how, "format": self.format, **size, **stages}
+        kept = {"cache": self.cache} if self.cache else {}
+        return {**how, "format": self.format, **size, **stages, **kept}
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,8 @@ class Service:
         self.metrics = metrics
         self.watch = watch
         self.gate = Gate(settings.requests, settings.request_bytes)
+        self.cache = Cache(settings.cache_bytes, _weight) if settings.cache_bytes else None
+        metrics.watch_cache(self.cache)
 
     def check(self, job: Job) -> Bundle:
         """The bundle for a job, before its body is read. Raises what makes the body not worth reading:
@@ -132,8 +138,18 @@ class Service:
         return bundle
 
     async def restore(self, job: Job, upload: Upload) -> Product:
-        """Decodes, restores and encodes one image."""
-        bundle, watch = self.check(job), Stopwatch()
+        """Decodes, restores and encodes one image, or gives the answer that is kept or under way."""
+        bundle = self.check(job)
+        if self.cache is None:
+            return await self._restore(job, bundle, upload)
+        key = await asyncio.to_thread(_key, job, bundle, upload)
+        product, origin = await self.cache.answer(key, lambda: self._restore(job, bundle, upload))
+        self.metrics.cached.labels(origin).inc()
+        timings = {} if origin == "hit" else product.making.timings  # nothing of it took time now
+        return replace(product, making=replace(product.making, cache=origin, timings=timings))
+
+    async def _restore(self, job: Job, bundle: Bundle, upload: Upload) -> Product:
+        watch = Stopwatch()
         with watch("decode"):
             image = await asyncio.to_thread(decode, upload.data, self.settings.limits, upload.hint)
         format = choose(job.accept, formats_of(image))
@@ -146,6 +162,7 @@ class Service:
         with watch("encode"):
             data, digest = await asyncio.to_thread(_encode, restoration, format)
         making = self._book(job.task, image, bundle, run, watch)
+        self._book_tiles(image, bundle)
         self._book_evidence(restoration.evidence, image)
         return Product(data, MEDIA_TYPES[format], digest, restoration.evidence, making)
 
@@ -193,6 +210,13 @@ class Service:
         waited = run.admission.position, run.admission.wait_s
         return Making(bundle, run.backend, run.precision, image.format, shape, image.lossy, notes, *waited, timings)
 
+    def _book_tiles(self, image: Image, bundle: Bundle) -> None:
+        frames, rows, columns, samples = image.pixels.shape
+        plan, planes = plan_for(bundle, rows, columns), frames * samples
+        useful, given = planes * rows * columns, planes * plan.count * plan.shape[0] * plan.shape[1]
+        self.metrics.tile_pixels.labels("useful").inc(useful)
+        self.metrics.tile_pixels.labels("padding").inc(given - useful)
+
     def _book_evidence(self, evidence: Evidence, image: Image) -> None:
         self.metrics.clipped.inc(evidence.clipped)
         if evidence.noise_before is not None:
@@ -202,3 +226,14 @@ class Service:
 def _encode(restoration: Restoration, format: str) -> tuple[bytes, str]:
     data = encode(restoration.image, format, restoration.derivation)
     return data, f"sha-256=:{base64.b64encode(hashlib.sha256(data).digest()).decode()}:"
+
+
+def _key(job: Job, bundle: Bundle, upload: Upload) -> Hashable:
+    """What decides an answer: equal keys, equal bytes."""
+    formats = frozenset(parse_accept(job.accept).items())
+    return hashlib.sha256(upload.data).digest(), bundle.digest, job.options, job.precision, formats
+
+
+def _weight(product: Product) -> int:
+    """Bytes that a kept answer takes, what goes with it included."""
+    return len(product.data) + 4096

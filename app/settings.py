@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 import models
@@ -74,8 +74,16 @@ class Settings(BaseSettings):
         default=2.0, description="time after SIGTERM in which all is served, but not ready any more, seconds"
     )
     drain_s: PositiveFloat = Field(default=30.0, description="time to finish open requests at a stop, seconds")
+    cache_bytes: NonNegativeInt = Field(
+        default=0,
+        description="answers of restoring kept for who sends the same again, bytes; 0 keeps none, so that no image "
+        "outlives its request. Above 0, equal requests under way are also worked once",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="lowest level that is logged"
+    )
+    tracing: bool = Field(
+        default=False, description="OpenTelemetry traces (extra `otel`); the standard `OTEL_` variables say where to"
     )
 
     @model_validator(mode="after")

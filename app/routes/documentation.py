@@ -67,6 +67,7 @@ HEADERS = {
     "X-Input-Notes": _header("what decoding changed, where anything", "palette replaced by grey values"),
     "X-Queue-Position": _header("requests that were being worked on when this one was admitted; 429 tells it too", "3"),
     "X-Queue-Seconds": _header("estimate, then, of how long those would take; 429 tells it too", "0.412"),
+    "X-Cache": _header("`hit`, `miss` or `joined` (equal request under way); where answers are kept", "miss"),
     "Content-Digest": _header("SHA-256 of the body (RFC 9530)", "sha-256=:...:"),
     "Server-Timing": _header("milliseconds by stage", "decode;dur=2.1, restore;dur=83.0, total;dur=95.2"),
     "X-Request-Id": _header("the caller's, or a new one", "6d1f5c0e"),

@@ -60,6 +60,7 @@ def _answer(product: Product, receive_s: float) -> Response:
         "X-Input-Notes": "; ".join(making.notes) or None,
         "X-Queue-Position": str(making.position),
         "X-Queue-Seconds": f"{making.wait_s:.3f}",
+        "X-Cache": making.cache,
         "Content-Digest": product.content_digest,
         "Server-Timing": server_timing({"receive": receive_s, **making.timings}),
         "Vary": "Accept",
