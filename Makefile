@@ -9,7 +9,7 @@ OUT ?= runs/$(CONFIG)
 BIN := .venv/bin
 INSTALL = $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: serve test lint bench train
+.PHONY: serve test lint bench faults train
 
 serve: .venv/serve.stamp  ## restore images over HTTP with the bundled models, on the CPU
 	$(BIN)/medrestore serve --host $(HOST) --port $(PORT)
@@ -22,8 +22,12 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/dev.stamp  ## seconds per slice for each backend and precision, beside DnCNN
+bench: .venv/bench.stamp  ## each backend and precision beside DnCNN; the server beside its bare loop and LitServe; half an hour
 	$(BIN)/python tests/benchmarks/speed.py $(BENCH)
+	$(BIN)/python -m tests.benchmarks.serving $(SERVING)
+
+faults: .venv/dev.stamp  ## hang-ups, overload, kills, swaps, drain, soak, determinism, large images; half an hour
+	$(BIN)/python -m tests.benchmarks.faults $(or $(FAULTS),all)
 
 train: .venv/dev.stamp  ## e.g. make train CONFIG=superresolve-x2 DATA=../images TRAIN="--threads 2"
 	$(BIN)/medrestore train $(firstword $(subst -, ,$(CONFIG))) --config $(CONFIG) --data $(DATA) --out $(OUT) $(TRAIN)
@@ -35,3 +39,7 @@ train: .venv/dev.stamp  ## e.g. make train CONFIG=superresolve-x2 DATA=../images
 .venv/dev.stamp: pyproject.toml constraints.txt
 	$(INSTALL) ".[cpu,torch,train,dev]"
 	touch .venv/serve.stamp $@
+
+.venv/bench.stamp: pyproject.toml constraints.txt
+	$(INSTALL) ".[cpu,torch,train,dev,bench]"
+	touch .venv/serve.stamp .venv/dev.stamp $@

@@ -16,6 +16,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 V = TypeVar("V")
 Origin = Literal["hit", "miss", "joined"]
+Shared = tuple[Hashable, Hashable]  # key and peers
 
 
 class Shelf(Generic[V]):
@@ -60,23 +61,27 @@ class Cache(Generic[V]):
     def __init__(self, limit: int, measure: Callable[[V], int]) -> None:
         self._shelf: Shelf[V] = Shelf(limit)
         self._measure = measure
-        self._flights: dict[Hashable, _Flight[V]] = {}
+        self._flights: dict[Shared, _Flight[V]] = {}
 
     @property
     def bytes(self) -> int:
         """Bytes of the answers that are kept."""
         return self._shelf.bytes
 
-    async def answer(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, V]]) -> tuple[V, Origin]:
+    async def answer(
+        self, key: Hashable, peers: Hashable, work: Callable[[], Coroutine[Any, Any, V]]
+    ) -> tuple[V, Origin]:
         """What `work` gives, done now ("miss"), before ("hit") or for another caller ("joined").
 
+        `key` decides the answer; callers share work under way only where their `peers` are equal too.
         Raises what `work` raises. Cancelling the awaiting task withdraws this caller alone.
         """
         kept = self._shelf.get(key)
         if kept is not None:
             return kept, "hit"
-        origin: Origin = "joined" if key in self._flights else "miss"
-        flight = self._flights[key] if key in self._flights else self._begin(key, work)
+        shared = (key, peers)
+        origin: Origin = "joined" if shared in self._flights else "miss"
+        flight = self._flights[shared] if shared in self._flights else self._begin(shared, work)
         flight.callers += 1
         try:
             await asyncio.wait({flight.task})
@@ -84,20 +89,20 @@ class Cache(Generic[V]):
         finally:
             flight.callers -= 1
             if not flight.callers and not flight.task.done():
-                self._forget(key, flight)  # a caller who comes now begins anew
+                self._forget(shared, flight)  # a caller who comes now begins anew
                 flight.task.cancel()
                 await asyncio.gather(flight.task, return_exceptions=True)
 
-    def _begin(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, V]]) -> _Flight[V]:
-        flight = self._flights[key] = _Flight(asyncio.create_task(work()))
-        flight.task.add_done_callback(partial(self._land, key, flight))
+    def _begin(self, shared: Shared, work: Callable[[], Coroutine[Any, Any, V]]) -> _Flight[V]:
+        flight = self._flights[shared] = _Flight(asyncio.create_task(work()))
+        flight.task.add_done_callback(partial(self._land, shared, flight))
         return flight
 
-    def _land(self, key: Hashable, flight: _Flight[V], task: asyncio.Task[V]) -> None:
-        self._forget(key, flight)
+    def _land(self, shared: Shared, flight: _Flight[V], task: asyncio.Task[V]) -> None:
+        self._forget(shared, flight)
         if not task.cancelled() and task.exception() is None:
-            self._shelf.put(key, task.result(), self._measure(task.result()))
+            self._shelf.put(shared[0], task.result(), self._measure(task.result()))
 
-    def _forget(self, key: Hashable, flight: _Flight[V]) -> None:
-        if self._flights.get(key) is flight:
-            del self._flights[key]
+    def _forget(self, shared: Shared, flight: _Flight[V]) -> None:
+        if self._flights.get(shared) is flight:
+            del self._flights[shared]

@@ -9,6 +9,7 @@ import uuid
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -51,7 +52,7 @@ class Monitor:
             return
         scope["request_id"] = request_id(Headers(scope=scope).get("x-request-id"))
         start, answer = time.perf_counter(), _Answer()
-        watched = _watched(send, scope["request_id"], answer)
+        watched = _watched(send, scope["request_id"], answer, scope["app"])
         with self._metrics.open.track_inprogress(), self._traced(scope) as trace:
             try:
                 await self._app(scope, receive, watched)
@@ -79,7 +80,7 @@ class Monitor:
             facts["problem"] = problem
         if received := facts.get("request_bytes"):
             self._metrics.received.labels(route).observe(received)
-        if receive_s := facts.get("receive_s"):
+        if (receive_s := facts.get("receive_s")) is not None:
             self._metrics.observe_stages({"receive": receive_s, "send": answer.send_s})
         if trace:
             trace.past("send", answer.send_s)
@@ -108,12 +109,14 @@ def route_of(scope: Scope) -> str:
     return str(getattr(scope.get("route"), "path", UNMATCHED))
 
 
-def _watched(send: Send, identity: str, answer: _Answer) -> Send:
+def _watched(send: Send, identity: str, answer: _Answer, app: FastAPI) -> Send:
     async def watched(message: Message) -> None:
         if message["type"] == "http.response.start":
-            answer.began = time.perf_counter()
-            answer.status = message["status"]
-            MutableHeaders(scope=message)["X-Request-Id"] = identity
+            answer.began, answer.status = time.perf_counter(), message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-Id"] = identity
+            if app.state.draining:
+                headers["Connection"] = "close"  # the next request had better go elsewhere
         elif message["type"] == "http.response.body":
             answer.bytes += len(message.get("body", b""))
         await send(message)

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from app.admission import Usage
 from app.analysis import NoiseReport, analyse
 from app.batching import Engine
 from app.body import Upload
@@ -39,6 +40,8 @@ from app.pipeline import (
 from app.runner import EngineRunner
 from app.settings import Settings
 from app.watch import Watch
+from app.work import Priority
+from app.workers import Model
 from models.bundle import Bundle
 from models.errors import BundleInvalid
 from models.imaging.codec import MEDIA_TYPES, OUTPUTS, decode, encode
@@ -58,19 +61,24 @@ class Job:
     options: Options = field(default_factory=Options)
     precision: str | None = None  # "exact", "fast" or the service's rule
     accept: str | None = None
+    priority: Priority = Priority.INTERACTIVE
+    deadline: float | None = None  # seconds of `time.monotonic()`
 
 
 @dataclass(frozen=True)
 class Making:
     """How an answer came about."""
 
-    bundle: Bundle
+    model: str  # name@version
+    digest: str  # of the model
     backend: str
     precision: str
     format: str  # of the image that was sent
     shape: tuple[int, ...]  # of its pixels: frames, rows, columns, samples
     lossy: bool  # it had gone through lossy compression
     notes: tuple[str, ...]  # what decoding changed
+    position: int  # requests that were there when it was admitted
+    wait_s: float  # the estimate, then, of the time that those would take
     timings: dict[str, float]  # stage -> seconds
     cache: str | None = None  # "hit", "miss" or "joined" where answers are kept
 
@@ -80,7 +88,7 @@ class Making:
         frames, rows, columns, samples = self.shape
         size = {"frames": frames, "rows": rows, "columns": columns, "samples": samples}
         stages = {f"{stage}_s": round(seconds, 4) for stage, seconds in self.timings.items()}
-        how = {"model": self.bundle.reference, "backend": self.backend, "precision": self.precision}
+        how = {"model": self.model, "backend": self.backend, "precision": self.precision}
         kept = {"cache": self.cache} if self.cache else {}
         return {**how, "format": self.format, **size, **stages, **kept}
 
@@ -126,6 +134,8 @@ class Service:
         choose(job.accept, OUTPUTS)
         if self.engine.reason is not None:
             raise NotReady(self.engine.reason)
+        if job.deadline is not None and (late_s := self.engine.backlog_s - (job.deadline - time.monotonic())) > 0:
+            raise self.engine.full("deadline", late_s)
         return bundle
 
     async def restore(self, job: Job, upload: Upload) -> Product:
@@ -134,10 +144,13 @@ class Service:
         if self.cache is None:
             return await self._restore(job, bundle, upload)
         key = await asyncio.to_thread(_key, job, bundle, upload)
-        product, origin = await self.cache.answer(key, lambda: self._restore(job, bundle, upload))
+        peers = (job.priority, job.deadline)  # who waits for the work of another would wait as that one does
+        product, origin = await self.cache.answer(key, peers, lambda: self._restore(job, bundle, upload))
         self.metrics.cached.labels(origin).inc()
-        timings = {} if origin == "hit" else product.making.timings  # nothing of it took time now
-        return replace(product, making=replace(product.making, cache=origin, timings=timings))
+        making = replace(product.making, cache=origin)
+        if origin == "hit":  # nothing of it took time now
+            making = replace(making, position=0, wait_s=0.0, timings={})
+        return replace(product, making=making)
 
     async def _restore(self, job: Job, bundle: Bundle, upload: Upload) -> Product:
         watch = Stopwatch()
@@ -148,7 +161,7 @@ class Service:
         async def work(run: EngineRunner) -> Restoration:
             return await restore(image, bundle, job.options, run, self.settings.limits)
 
-        restoration, run = await self._run(image, bundle, job.precision, work)
+        restoration, run = await self._run(image, bundle, job, work)
         watch.seconds.update(restoration.timings)
         with watch("encode"):
             data, digest = await asyncio.to_thread(_encode, restoration, format)
@@ -167,34 +180,49 @@ class Service:
             return await analyse(image, bundle, run)
 
         with watch("analyse"):
-            report, run = await self._run(image, bundle, job.precision, work)
+            report, run = await self._run(image, bundle, job, work)
         return Report(report, self._book("analyze", image, bundle, run, watch))
 
     async def _run(
-        self, image: Image, bundle: Bundle, asked: str | None, work: Callable[[EngineRunner], Awaitable[T]]
+        self, image: Image, bundle: Bundle, job: Job, work: Callable[[EngineRunner], Awaitable[T]]
     ) -> tuple[T, EngineRunner]:
         """Does the work with room in the queue held for it; in exact mode where the fast one is not to be had."""
-        precision = choose_precision(image, asked, self.settings.fast_for_8_bit)
+        precision = choose_precision(image, job.precision, self.settings.fast_for_8_bit)
         if not self.engine.supports(bundle, precision):
             precision = EXACT
         window = self.settings.tiles_in_flight
-        with self.engine.admit(*demand(image, bundle, window)) as admission:
+        usage, model = Usage(*demand(image, bundle, window)), Model(bundle.digest, precision)
+        with self.engine.admit(usage, model, image.pixels.size, job.deadline) as admission:
             deadline = time.monotonic() + self.settings.timeout_s
-            run = EngineRunner(self.engine, bundle.digest, precision, admission, deadline, window)
+            deadline = deadline if job.deadline is None else min(deadline, job.deadline)
+            run = EngineRunner(self.engine, bundle.digest, precision, admission, deadline, window, job.priority)
             try:
-                return await work(run), run
+                result = await work(run)
+                admission.complete()
+                return result, run
             except (BackendUnavailable, BundleInvalid) as exc:
                 if precision == EXACT:
                     raise
                 event("no fast mode, exact mode serves", logging.WARNING, model=bundle.reference, reason=str(exc))
-        return await self._run(image, bundle, "exact", work)
+        return await self._run(image, bundle, replace(job, precision="exact"), work)
 
     def _book(self, task: str, image: Image, bundle: Bundle, run: EngineRunner, watch: Stopwatch) -> Making:
         timings = watch.seconds | run.timings
         self.metrics.observe_stages(timings)
         self.metrics.pixels.labels(task).inc(image.pixels[..., 0].size)
-        shape, notes = image.pixels.shape, source_of(image).notes
-        return Making(bundle, run.backend, run.precision, image.format, shape, image.lossy, notes, timings)
+        return Making(
+            model=bundle.reference,
+            digest=bundle.digest,
+            backend=run.backend,
+            precision=run.precision,
+            format=image.format,
+            shape=image.pixels.shape,
+            lossy=image.lossy,
+            notes=source_of(image).notes,
+            position=run.admission.position,
+            wait_s=run.admission.wait_s,
+            timings=timings,
+        )
 
     def _book_tiles(self, image: Image, bundle: Bundle) -> None:
         frames, rows, columns, samples = image.pixels.shape

@@ -65,8 +65,14 @@ class Settings(BaseSettings):
     queue_items: PositiveInt = Field(default=4096, description="tiles and frames accepted and unfinished at most")
     queue_pixels: PositiveInt = Field(default=64 * 1024**2, description="pixels accepted and unfinished at most")
     queue_bytes: PositiveInt = Field(default=1024**3, description="bytes accepted and unfinished at most")
+    ageing_s: NonNegativeFloat = Field(
+        default=10.0, description="a routine tile goes before an interactive one that came this much later; bulk: twice"
+    )
     tiles_in_flight: PositiveInt = Field(default=16, description="tiles of one request in the queue at once")
     timeout_s: PositiveFloat = Field(default=300.0, description="longest work on one request, seconds")
+    drain_delay_s: NonNegativeFloat = Field(
+        default=2.0, description="time after SIGTERM in which all is served, but not ready any more, seconds"
+    )
     drain_s: PositiveFloat = Field(default=30.0, description="time to finish open requests at a stop, seconds")
     cache_bytes: NonNegativeInt = Field(
         default=0,

@@ -40,7 +40,7 @@ def write_tiny(root: Path) -> None:
     estimate, wiener, bilinear = _modules()
     restore = {"image": x, "parameters": parameters, "strength": np.ones(1, np.float32)}
     graphs = {
-        "estimate": Graph(_estimate_onnx(), {"image": x}, module=estimate),
+        "estimate": Graph(estimate_onnx(), {"image": x}, module=estimate),
         "restore": Graph(_wiener_onnx(), restore, module=wiener),
     }
     write_bundle(root, "tiny", graphs)
@@ -53,7 +53,7 @@ def write_coloured(root: Path) -> None:
     estimate, wiener, _ = _modules(coloured=True)
     restore = {"image": x, "parameters": np.array([[0.01, 0.002, 0.001, *COLOUR]], np.float32)}
     graphs = {
-        "estimate": Graph(_estimate_onnx(coloured=True), {"image": x}, module=estimate),
+        "estimate": Graph(estimate_onnx(coloured=True), {"image": x}, module=estimate),
         "restore": Graph(_wiener_onnx(3 + len(COLOUR)), {**restore, "strength": np.ones(1, np.float32)}, module=wiener),
     }
     write_bundle(root, "coloured", graphs, parameters=[*LEVEL, *COLOUR_NAMES], trained_correlation=(-0.2, 0.7))
@@ -199,7 +199,7 @@ def onnx_model(nodes: list, constants: dict, inputs: dict, outputs: dict):
     return model
 
 
-def _estimate_onnx(coloured: bool = False):
+def estimate_onnx(coloured: bool = False):
     from onnx.helper import make_node as node
 
     nodes = [

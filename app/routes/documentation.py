@@ -65,6 +65,8 @@ HEADERS = {
     "X-Clip-Count": _header("samples cut to the storable range", "0"),
     "X-Input-Lossy": _header("whether the image that was sent had gone through lossy compression (JPEG, ...)", "false"),
     "X-Input-Notes": _header("what decoding changed, where anything", "palette replaced by grey values"),
+    "X-Queue-Position": _header("requests that were being worked on when this one was admitted; 429 tells it too", "3"),
+    "X-Queue-Seconds": _header("estimate, then, of how long those would take; 429 tells it too", "0.412"),
     "X-Cache": _header("`hit`, `miss` or `joined` (equal request under way); where answers are kept", "miss"),
     "Content-Digest": _header("SHA-256 of the body (RFC 9530)", "sha-256=:...:"),
     "Server-Timing": _header("milliseconds by stage", "decode;dur=2.1, restore;dur=83.0, total;dur=95.2"),

@@ -7,11 +7,13 @@ a tensor. Errors are the protocol's `{"error": ...}`, with the status that the o
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
@@ -19,11 +21,11 @@ from pydantic import ValidationError
 from app import problem
 from app.body import Upload
 from app.build import PRODUCT, build_facts
-from app.errors import NotReady
+from app.errors import InvalidBody, NotReady
 from app.pipeline import Options
 from app.routes.exchange import exchange
 from app.routes.restore import headers_of
-from app.schemas import DenoiseQuery, SuperresolveQuery
+from app.schemas import CallHeaders, DenoiseQuery, SuperresolveQuery
 from app.service import Job, Product, Service
 from app.tensor import (
     AXES,
@@ -42,8 +44,9 @@ from models.bundle import Bundle
 from models.errors import ImageTooLarge, MedRestoreError, OptionError
 from models.imaging.codec import MEDIA_TYPES
 
-KEPT_HEADERS = ("Retry-After", "Connection")  # of an error; the rest belongs to the problem document
-OF_THE_IMAGE_FILE = ("Content-Digest", "Vary")  # headers of the other door that are not true of this answer
+# Headers of the other door's answers that are not true of this one's.
+OF_THE_PROBLEM = ("content-type", "content-length")
+OF_THE_IMAGE_FILE = ("Content-Digest", "Vary")
 
 
 class ProtocolRoute(APIRoute):
@@ -57,8 +60,10 @@ class ProtocolRoute(APIRoute):
                 return await handle(request)
             except MedRestoreError as error:
                 found = problem.of_error(request, error)
-                headers = {name: found.headers[name] for name in KEPT_HEADERS if name in found.headers}
-                return JSONResponse({"error": str(error)}, found.status_code, headers)
+            except RequestValidationError as error:
+                found = problem.of_validation(request, error)
+            kept = {name: value for name, value in found.headers.items() if name not in OF_THE_PROBLEM}
+            return JSONResponse({"error": json.loads(bytes(found.body))["detail"]}, found.status_code, kept)
 
         return answer
 
@@ -135,18 +140,22 @@ async def model_ready(service: TheService, bundle: TheBundle) -> dict[str, Any]:
 
 @router.post("/models/{name}/infer")
 @router.post("/models/{name}/versions/{version}/infer")
-async def infer(request: Request, service: TheService, bundle: TheBundle) -> Response:
-    """Restores the tensor `image`; parameters are the options of the other door."""
-    call = _Call(service, request.headers.get(HEADER))
-    product, receive_s = await exchange(request, _job(bundle), call.work)
-    body, json_bytes = await asyncio.to_thread(call.answer, product)
+async def infer(
+    request: Request, service: TheService, bundle: TheBundle, call: Annotated[CallHeaders, Header()]
+) -> Response:
+    """Restores the tensor `image`; parameters are the options of the other door, headers are its headers."""
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise InvalidBody("compressed bodies are not read; send the body as it is")
+    tensors = _Tensors(service, request.headers.get(HEADER))
+    product, receive_s = await exchange(request, _job(bundle), call, tensors.work)
+    body, json_bytes = await asyncio.to_thread(tensors.answer, product)
     headers = {name: text for name, text in headers_of(product, receive_s).items() if name not in OF_THE_IMAGE_FILE}
     if json_bytes is None:
         return Response(body, headers=headers, media_type="application/json")
     return Response(body, headers=headers | {HEADER: str(json_bytes)}, media_type="application/octet-stream")
 
 
-class _Call:
+class _Tensors:
     """One inference, from the body to the answer's."""
 
     def __init__(self, service: Service, header: str | None) -> None:
@@ -164,8 +173,8 @@ class _Call:
     def answer(self, product: Product) -> tuple[bytes, int | None]:
         """The answer's body and the length of its JSON; see `write_inference`."""
         assert self._inference is not None  # there is no product without it
-        manifest = product.making.bundle.manifest
-        return write_inference(self._inference, product.data, manifest.name, manifest.version, _told(product))
+        name, _, version = product.making.model.partition("@")
+        return write_inference(self._inference, product.data, name, version, _told(product))
 
 
 def chosen(job: Job, parameters: dict[str, Any]) -> Job:
@@ -197,7 +206,7 @@ def _told(product: Product) -> dict[str, Any]:
         "noise_unit": evidence.unit,
         "in_trained_range": evidence.in_trained_range,
         "clipped": evidence.clipped,
-        "model_digest": making.bundle.digest,
+        "model_digest": making.digest,
         "backend": making.backend,
         "precision": making.precision,
     }

@@ -242,6 +242,20 @@ def test_an_answer_too_large_for_json_is_refused_before_the_work(client: Client)
     assert "binary_data_output" in error(response)
 
 
+def test_headers_are_those_of_the_other_door(client: Client) -> None:
+    text = json.dumps(changed()).encode()
+    path = "/v2/models/tiny/infer"
+    assert client.post(path, text, headers={"X-Priority": "bulk"}).headers["X-Queue-Position"] == "0"
+    for headers, status in [
+        ({"X-Priority": "urgent"}, 422),
+        ({"X-Deadline-Ms": "soon"}, 422),
+        ({"Content-Encoding": "gzip"}, 400),
+    ]:
+        response = client.post(path, text, headers=headers)
+        assert response.status_code == status
+        assert len(error(response)) > 10
+
+
 def test_an_option_of_another_task_is_refused(client: Client) -> None:
     path = "/v2/models/tiny-x2/infer"
     for option in ({"strength": 1}, {"scale": "2"}):

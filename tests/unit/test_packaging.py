@@ -201,7 +201,7 @@ def test_no_file_names_a_package_index() -> None:
         assert not re.search(r"index-url|find-links|trusted-host|//[^/\s]*(pypi|simple)", read(name)), name
 
 
-@pytest.mark.parametrize("target", ["serve", "test", "lint", "bench", "train"])
+@pytest.mark.parametrize("target", ["serve", "test", "lint", "bench", "faults", "train"])
 def test_every_make_target_has_a_recipe(target: str) -> None:
     if not shutil.which("make"):
         pytest.skip("needs make")

@@ -61,9 +61,9 @@ def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(test, 10))
 
 
-async def callers(cache: Cache[bytes], work: Work, count: int, key: str = "k") -> list[asyncio.Task[Any]]:
+async def callers(cache: Cache[bytes], work: Work, count: int) -> list[asyncio.Task[Any]]:
     """Tasks that wait for the work, the first of which began it."""
-    tasks = [asyncio.create_task(cache.answer(key, work)) for _ in range(count)]
+    tasks = [asyncio.create_task(cache.answer("k", None, work)) for _ in range(count)]
     while not work.begun:
         await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -78,9 +78,24 @@ def test_the_same_in_flight_is_done_once_and_then_kept() -> None:
         work.gate.set()
         answers = await asyncio.gather(*tasks)
         assert answers == [(b"answer", "miss"), (b"answer", "joined"), (b"answer", "joined")]
-        assert await cache.answer("k", work) == (b"answer", "hit")
+        assert await cache.answer("k", None, work) == (b"answer", "hit")
         assert (work.begun, cache.bytes) == (1, 6)
-        assert (await cache.answer("other", work))[1] == "miss"
+        assert (await cache.answer("other", None, work))[1] == "miss"
+
+    run(test())
+
+
+def test_only_peers_share_work_and_all_share_what_is_kept() -> None:
+    async def test() -> None:
+        cache: Cache[bytes] = Cache(100, len)
+        work = Work()
+        tasks = [asyncio.create_task(cache.answer("k", peers, work)) for peers in ("a", "b", "a")]
+        while work.begun < 2:
+            await asyncio.sleep(0)
+        work.gate.set()
+        assert [origin for _, origin in await asyncio.gather(*tasks)] == ["miss", "miss", "joined"]
+        assert await cache.answer("k", "c", work) == (b"answer", "hit")
+        assert cache.bytes == 6
 
     run(test())
 
@@ -112,7 +127,7 @@ def test_work_ends_when_the_last_has_gone_and_begins_anew_for_the_next() -> None
         await asyncio.gather(*tasks, return_exceptions=True)
         assert (work.begun, work.cancelled, cache.bytes) == (1, 1, 0)
         work.gate.set()
-        assert await cache.answer("k", work) == (b"answer", "miss")
+        assert await cache.answer("k", None, work) == (b"answer", "miss")
 
     run(test())
 
@@ -127,7 +142,7 @@ def test_a_failure_is_told_to_all_and_kept_for_nobody() -> None:
         found = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(error, CorruptImage) for error in found)
         work.error = None
-        assert await cache.answer("k", work) == (b"answer", "miss")
+        assert await cache.answer("k", None, work) == (b"answer", "miss")
         assert work.begun == 2
 
     run(test())
@@ -138,7 +153,7 @@ def test_what_is_too_large_to_keep_is_answered_all_the_same() -> None:
         cache: Cache[bytes] = Cache(5, len)
         work = Work()
         work.gate.set()
-        assert [(await cache.answer("k", work))[1] for _ in range(2)] == ["miss", "miss"]
+        assert [(await cache.answer("k", None, work))[1] for _ in range(2)] == ["miss", "miss"]
         assert cache.bytes == 0
 
     run(test())

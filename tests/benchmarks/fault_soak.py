@@ -1,0 +1,86 @@
+"""Thousands of requests of all kinds: does memory grow, does anything leak?"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from tests.benchmarks.client import Reply, Request, closed_loop
+from tests.benchmarks.harness import Table, Tree, kinds, mib, noisy, picture, serving
+from tests.benchmarks.light import write_light
+from tests.dicom_objects import dataset_of, file_of, packaged, packaged_in_scope
+
+LARGE_SHARE, BAD_SHARE, DICOM_SHARE = 0.01, 0.05, 0.1
+LARGE, LARGEST_SIDE = 1024, 256
+PACKAGED_BYTES = 200_000
+REST_S = 2.0
+
+
+def soak(requests: int = 5000, callers: int = 8, seed: int = 1, **settings: Any) -> Table:
+    """Mixed sizes and formats through the light network; the server rests before it is looked at."""
+    with TemporaryDirectory() as folder:
+        write_light(Path(folder))
+        with serving(Path(folder), {"fast_for_8_bit": False, **settings}) as server:
+            tree, source = Tree(server.process.pid), mixed(random.Random(seed))
+            first, replies = requests // 10, list[Reply]()
+            rows = [_look(tree, 0)]
+            for count in (first, requests - first):
+                replies += asyncio.run(closed_loop(server.port, islice(source, count), callers))
+                time.sleep(REST_S)
+                rows.append(_look(tree, len(replies)))
+    early, late = rows[1]["RSS MiB"], rows[2]["RSS MiB"]
+    unexpected = [reply for reply in replies if not _expected(reply)]
+    notes = [
+        f"Memory from 10 % to 100 %: {late / early - 1:+.1%}. Answers: {kinds(replies)}.",
+        f"Answered as they should not be: {len(unexpected)}.",
+        *sorted({f"{reply.kind}: {(reply.reason or reply.body[:200])!r}" for reply in unexpected}),
+    ]
+    return Table(f"Soak of {requests} requests", rows, notes)
+
+
+def mixed(random_of: random.Random) -> Iterator[Request]:
+    """Requests without end; `X-Kind` tells good from bad ones."""
+    files = [packaged(name) for name in packaged_in_scope(PACKAGED_BYTES)]
+    while True:
+        share = random_of.random()
+        if share < BAD_SHARE:
+            yield Request("/denoise", _bad(random_of), {"X-Kind": "bad"})
+        elif share < BAD_SHARE + DICOM_SHARE:
+            body = random_of.choice(files) if random_of.random() < 0.5 else _file(random_of, "dicom")
+            yield Request("/denoise", body, {"X-Kind": "good"})
+        else:
+            body = _file(random_of, random_of.choice(["png8", "png", "png", "tiff", "npy"]))
+            yield Request(random_of.choice(["/denoise", "/denoise", "/analyze"]), body, {"X-Kind": "good"})
+
+
+def _file(random_of: random.Random, format: str) -> bytes:
+    large = random_of.random() < LARGE_SHARE
+    rows, columns = (LARGE, LARGE) if large else (random_of.randint(16, LARGEST_SIDE) for _ in range(2))
+    seed = random_of.randrange(2**31)
+    if format == "png8":
+        return picture(noisy(rows, columns, "uint8", seed), "png")
+    if format == "dicom":
+        return file_of(dataset_of((noisy(rows, columns, seed=seed) >> 5).astype(np.int16)))
+    return picture(noisy(rows, columns, seed=seed), format)
+
+
+def _bad(random_of: random.Random) -> bytes:
+    whole = _file(random_of, "png")
+    return random_of.choice([b"", random_of.randbytes(1000), whole[: len(whole) // 2], whole[:40]])
+
+
+def _expected(reply: Reply) -> bool:
+    good = reply.request.headers["X-Kind"] == "good"
+    return reply.status == 200 if good else 400 <= reply.status < 500
+
+
+def _look(tree: Tree, done: int) -> dict[str, Any]:
+    return {"requests": done, "RSS MiB": mib(tree.rss()), **tree.handles(), "processes": len(tree.pids())}
