@@ -112,7 +112,8 @@ def route_of(scope: Scope) -> str:
 def _watched(send: Send, identity: str, answer: _Answer, app: FastAPI) -> Send:
     async def watched(message: Message) -> None:
         if message["type"] == "http.response.start":
-            answer.began, answer.status = time.perf_counter(), message["status"]
+            answer.began = answer.ended = time.perf_counter()
+            answer.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["X-Request-Id"] = identity
             if app.state.draining:

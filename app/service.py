@@ -166,7 +166,8 @@ class Service:
         with watch("encode"):
             data, digest = await asyncio.to_thread(_encode, restoration, format)
         making = self._book(job.task, image, bundle, run, watch)
-        self._book_tiles(image, bundle)
+        if job.options.strength:  # else no tile was run
+            self._book_tiles(image, bundle)
         self._book_evidence(restoration.evidence, image)
         return Product(data, MEDIA_TYPES[format], digest, restoration.evidence, making)
 

@@ -98,9 +98,11 @@ def read_inference(body: bytes, header: str | None) -> Inference:
         raise UnsupportedImage("shape", f"the axes of {INPUT!r} must be {AXES}")
     options = dict(request.parameters)
     binary = options.pop("binary_data_output", False)
+    if not isinstance(binary, bool):
+        raise InvalidBody("binary_data_output must be true or false")
     if request.outputs and (own := request.outputs[0].parameters.binary_data) is not None:
         binary = own
-    return Inference(request.id, options, _npy(tensor, rest), math.prod(tensor.shape), binary is True)
+    return Inference(request.id, options, _npy(tensor, rest), math.prod(tensor.shape), binary)
 
 
 def write_inference(

@@ -186,6 +186,7 @@ def changed(**members: Any) -> dict[str, Any]:
         (changed(datatype="FP32", data=[1, 2, 3, 1e300]), 422, "infinite"),
         (changed(parameters={"shared_memory_region": "x"}), 400, "shared_memory_region"),
         (changed(parameters={"binary_data_size": 4}), 400, "data"),
+        ({"inputs": [TENSOR], "parameters": {"binary_data_output": "yes"}}, 400, "binary_data_output"),
         ({"inputs": [TENSOR], "parameters": {"strenght": 1}}, 422, "strenght"),
         ({"inputs": [TENSOR], "parameters": {"strength": 2}}, 422, "strength"),
         ({"inputs": [TENSOR], "parameters": {"model": "other"}}, 422, "model"),

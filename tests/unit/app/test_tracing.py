@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import ClassVar
 
 import pytest
 
@@ -58,6 +62,38 @@ def test_a_missing_package_is_named_at_the_start(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(OptionError, match=r"medrestore\[otel\]"):
         tracing.Tracer()
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Takes what an exporter sends."""
+
+    taken: ClassVar[list[tuple[str, bytes]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.taken.append((self.path, gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_spans_reach_the_collector_that_the_standard_variables_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        thread = Thread(target=collector.serve_forever)
+        thread.start()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
+        tracer = tracing.Tracer()
+        with tracer.request({}) as trace:
+            trace.describe("POST", "/denoise", 200, {})
+        tracer.shutdown()
+        collector.shutdown()
+        thread.join()
+    ((path, body),) = Collector.taken
+    assert path == "/v1/traces"
+    assert b"POST /denoise" in body
+    assert b"medrestore" in body
 
 
 @pytest.mark.parametrize(
