@@ -68,8 +68,9 @@ class EngineConfig:
     preload: tuple[str, ...] = ("fp32",)  # precisions loaded and self-tested before ready; others at first use
     threads: int | None = None  # of each worker; None: the cores that are there, shared out
     limits: QueueLimits = field(default_factory=QueueLimits)
-    batch_items: Mapping[str, int] = field(default_factory=lambda: {"fp32": 1, "bf16": 1})  # at most, by precision
-    batch_pixels: int = 4 * 1024**2
+    # Of one run at most, by precision; 1 for a model whose items' bytes would depend on it, as tried when it is loaded.
+    batch_items: Mapping[str, int] = field(default_factory=lambda: {"fp32": 8, "bf16": 8})
+    batch_pixels: int = 512 * 512  # of one run, unless a single item has more
     ageing_s: float = 10.0  # a routine item goes before an interactive one that came this much later; bulk, twice
     patience: Patience = field(default_factory=Patience)
 
@@ -102,7 +103,7 @@ class Engine:
         self._order = 0
         self._threads = config.threads or max(1, cores() // len(config.devices))
         self._changed = asyncio.Event()
-        self._loader = Loader(catalogue, config.backends, config.preload)
+        self._loader = Loader(catalogue, config.backends, config.preload, config.batch_items)
         self._workers: list[Supervisor] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._stopped = False
@@ -341,7 +342,7 @@ class Engine:
     def _holds(self, bundle: Bundle) -> bool:
         """Whether every worker that takes work has loaded what it is to load of a bundle."""
         wanted = set(self._loader.wanted(bundle))
-        return all(wanted <= worker.loaded for worker in self._workers if worker.usable)
+        return all(wanted <= worker.loaded.keys() for worker in self._workers if worker.usable)
 
     def _spare(self) -> Supervisor:
         """A worker that serves nobody: for a trial where none serves."""
@@ -376,7 +377,8 @@ class Engine:
         if worker.dead:
             raise WorkerDeathError("ended while it was idle")
         while head := self._queue.head():
-            batch = self._queue.cut(self.config.batch_items.get(head.item.precision, 1), self.config.batch_pixels)
+            model = Model(head.item.digest, head.item.precision)
+            batch = self._queue.cut(worker.loaded.get(model, 1), self.config.batch_pixels)
             for entry in batch:
                 if _expired(entry.item):  # its timer may be late
                     self._finish(entry, DeadlineExceeded(EXPIRED), "expired")
@@ -413,8 +415,11 @@ class Engine:
     def _answer(
         self, worker: Supervisor, batch: list[Pending], outputs: list[dict[str, Array]], run_s: float, started: float
     ) -> None:
+        head = batch[0].item
+        room = worker.loaded.get(Model(head.digest, head.precision), 1)
         pixels = sum(entry.pixels for entry in batch)
-        self.observer.batch_ran(worker.device, len(batch), pixels, run_s)
+        room = min(room, max(1, self.config.batch_pixels // batch[0].pixels))
+        self.observer.batch_ran(worker.device, len(batch), pixels, len(batch) / room, run_s)
         for entry, own in zip(batch, outputs, strict=True):
             precision = entry.item.precision
             backend = self.config.backends[precision]

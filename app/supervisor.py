@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,8 +60,9 @@ class Supervisor:
         return self.state in ("idle", "busy") or (self.state == "restarting" and self._was_warm)
 
     @property
-    def loaded(self) -> set[Model]:
-        return self._handle.loaded if self._handle else set()
+    def loaded(self) -> Mapping[Model, int]:
+        """What the process holds, and how many items a run of it may have."""
+        return self._handle.loaded if self._handle else {}
 
     @property
     def dead(self) -> bool:
