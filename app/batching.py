@@ -362,15 +362,19 @@ class Engine:
                 self._finish(entry, NotReady(self.reason or ""), "failed")
 
     async def _turn(self, worker: Supervisor) -> None:
-        """Takes the next batch, waiting for one, and runs it; ends early where the process is to be replaced."""
+        """Runs the next batch, waiting for one, and loads one model of those that it lacks; ends early where the
+        process is to be replaced."""
         while not worker.replaced:
-            if self._loader.behind(worker.handle):
-                await self._loader.catch_up(worker.handle)
-                self._changed.set()
-            if batch := self._cut(worker):
+            batch = self._cut(worker)
+            if batch:
                 await self._run_batch(worker, batch)
+            if self._loader.behind(worker.handle):
+                await self._loader.catch_up(worker.handle, most=1)
+                self._changed.set()
+            elif not batch:
+                await self._wait()
+            if batch:
                 return
-            await self._wait()
 
     def _cut(self, worker: Supervisor) -> list[Pending]:
         """The next batch, without what its callers no longer wait for."""

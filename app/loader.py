@@ -101,14 +101,15 @@ class Loader:
         if unavailable and not handle.loaded:
             raise unavailable
 
-    async def catch_up(self, handle: Handle) -> BackendUnavailable | None:
-        """Makes a process hold all that is offered or staged.
+    async def catch_up(self, handle: Handle, most: int | None = None) -> BackendUnavailable | None:
+        """Makes a process hold all that is offered or staged, or that many more of it.
 
         Gives the last reason why a runtime was not to be had. What cannot be loaded is refused, so
         that this ends; where there is nothing to do it does not wait. Raises WorkerDeathError.
         """
         unavailable: BackendUnavailable | None = None
-        while missing := self._missing(handle):
+        while (missing := self._missing(handle)) and most != 0:
+            most = None if most is None else most - 1
             try:
                 await self.load(handle, missing[0])
             except BackendUnavailable as exc:

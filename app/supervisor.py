@@ -81,7 +81,7 @@ class Supervisor:
         return self._handle
 
     async def supervise(self, warm_up: Fill, turn: Turn, restarted: Callable[[str], None]) -> None:
-        """Runs until cancelled: starts the process, warms it up, then takes turns at the work.
+        """Runs until cancelled: starts the process, warms it up the first time, then takes turns at the work.
 
         A death (WorkerDeathError) in any of these restarts it, and so does any other error;
         BackendUnavailable from `warm_up` ends it for good.
@@ -93,7 +93,8 @@ class Supervisor:
                 if not await self._take_successor():
                     self._handle = self._new()
                     await self._handle.start()
-                    await warm_up(self._handle)
+                    if not self._was_warm:  # else what is asked for is loaded first
+                        await warm_up(self._handle)
                 warm = self._was_warm = True
                 self._failed_starts = 0
                 self._enter("idle")
