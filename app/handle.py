@@ -37,6 +37,7 @@ class Handle:
         self._process = WorkerProcess(device, threads)
         self._job: Future[Any] | None = None  # what the thread does
         self._watched: int | None = None
+        self._stopped = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"worker {device}")
 
     @property
@@ -66,6 +67,9 @@ class Handle:
 
     async def stop(self) -> None:
         """Ends the process, a busy one at once; a second call does nothing."""
+        if self._stopped:
+            return
+        self._stopped = True
         self._unwatch()
         if self._job is not None and not self._job.done():
             self._process.kill()
