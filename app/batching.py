@@ -13,13 +13,12 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Hashable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 from app.admission import Admission, QueueLimits, Room, Usage
 from app.catalogue import Catalogue
+from app.change import Change
 from app.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -30,11 +29,12 @@ from app.errors import (
     ServiceError,
     WorkerLost,
 )
-from app.handle import Handle, Patience
+from app.handle import Patience
 from app.loader import Loader
 from app.observer import EngineObserver
 from app.quarantine import Quarantine
 from app.queue import Entry, WorkQueue
+from app.succession import Succession
 from app.supervisor import Supervisor, WorkerStatus, cores
 from app.work import Answer, Array, Cancellation, Priority, WorkItem
 from app.workers import Model, WorkerDeathError
@@ -68,8 +68,9 @@ class EngineConfig:
     preload: tuple[str, ...] = ("fp32",)  # precisions loaded and self-tested before ready; others at first use
     threads: int | None = None  # of each worker; None: the cores that are there, shared out
     limits: QueueLimits = field(default_factory=QueueLimits)
-    batch_items: Mapping[str, int] = field(default_factory=lambda: {"fp32": 1, "bf16": 1})  # at most, by precision
-    batch_pixels: int = 4 * 1024**2
+    # Of one run at most, by precision; 1 for a model whose items' bytes would depend on it, as tried when it is loaded.
+    batch_items: Mapping[str, int] = field(default_factory=lambda: {"fp32": 8, "bf16": 8})
+    batch_pixels: int = 512 * 512  # of one run, unless a single item has more
     ageing_s: float = 10.0  # a routine item goes before an interactive one that came this much later; bulk, twice
     patience: Patience = field(default_factory=Patience)
 
@@ -98,12 +99,12 @@ class Engine:
         self._room = Room(config.limits)
         self._entries: set[Pending] = set()  # accepted and unfinished, waiting or running
         self._quarantine = Quarantine()
-        self._kept: frozenset[Model] = frozenset()  # models that were to go from some worker
         self._order = 0
         self._threads = config.threads or max(1, cores() // len(config.devices))
-        self._changed = asyncio.Event()
-        self._loader = Loader(catalogue, config.backends, config.preload)
+        self._change = Change()
+        self._loader = Loader(catalogue, config.backends, config.preload, config.batch_items)
         self._workers: list[Supervisor] = []
+        self.succession = Succession(catalogue, self._loader, self._workers, self._new_worker, self._change)
         self._tasks: list[asyncio.Task[None]] = []
         self._stopped = False
 
@@ -112,7 +113,7 @@ class Engine:
     async def start(self) -> None:
         """Starts the workers and returns at once; `ready` turns true when one has passed its self-tests."""
         for device in self.config.devices:
-            worker = Supervisor(device, self._threads, self.config.patience, self._notice)
+            worker = self._new_worker(device, self._notice)
             self._workers.append(worker)
             work = worker.supervise(self._loader.warm_up, self._turn, self.observer.worker_restarted)
             self._tasks.append(asyncio.create_task(work, name=f"worker {device}"))
@@ -124,7 +125,7 @@ class Engine:
                 while not self.ready:
                     if self._stopped or all(worker.state == "failed" for worker in self._workers):
                         raise NotReady(self.reason or "")
-                    await self._wait()
+                    await self._change.wait()
         except TimeoutError:
             raise NotReady(self.reason or "") from None
 
@@ -137,7 +138,7 @@ class Engine:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(worker.stop() for worker in self._workers))
-        self._changed.set()
+        self._change.tell()
 
     # -- state --------------------------------------------------------------------------------
 
@@ -271,7 +272,7 @@ class Engine:
             left = item.deadline - time.monotonic()
             entry.timer = loop.call_later(left, self._finish, entry, DeadlineExceeded(EXPIRED), "expired")
         item.cancellation.subscribe(entry, lambda: self._finish(entry, Cancelled("withdrawn"), "cancelled"))
-        self._changed.set()
+        self._change.tell()
         return entry
 
     def _finish(
@@ -295,88 +296,41 @@ class Engine:
                 entry.future.set_exception(result)
         self.observer.finished(entry.item, outcome, queue_s, run_s)
 
-    # -- bundles ------------------------------------------------------------------------------
-
-    async def take_up(self, bundle: Bundle) -> None:
-        """Makes a bundle ready to be offered, which is left to the caller: every worker gets a new process that
-        holds it, self-tested and warmed up, beside all that it held; the old ones serve until then.
-
-        Raises BundleInvalid or BackendUnavailable with the reason why it cannot serve; nothing has changed then.
-        """
-        prepared: list[tuple[Supervisor, Handle]] = []
-        try:
-            for worker in [w for w in self._workers if w.usable] or [self._spare()]:
-                prepared.append((worker, await worker.prepare(partial(self._loader.examine, bundle=bundle))))
-        except BaseException:
-            await asyncio.gather(*(handle.stop() for _, handle in prepared))
-            raise
-        for worker, handle in prepared:
-            await self._replace(worker, handle)
-        self.catalogue.stage(bundle)
-        self._changed.set()
-        while not self._holds(bundle):  # those that could not be replaced load it in their place
-            await self._wait()
-        self.catalogue.by_digest(bundle.digest)  # raises where a worker refused it after all
-
-    async def retire(self) -> None:
-        """Gives each worker that holds what no request can need any more a new process without it."""
-        for worker in self._workers:
-            stale = self._loader.stale(worker)
-            if worker.usable and stale - self._kept:
-                self._kept |= stale  # one try
-                with suppress(WorkerDeathError):
-                    await self._replace(worker, await worker.prepare(_nothing))
-
-    async def _replace(self, worker: Supervisor, handle: Handle) -> None:
-        """Puts a new process in the place of the worker's, once its present batch is done; not where it could not
-        serve all that the old one does, or the worker serves nobody."""
-        if not (worker.usable and await self._loader.refill(handle, worker)):
-            await handle.stop()
-            self._changed.set()
-            return
-        await worker.succeed(handle)
-        while worker.replaced and worker.usable:
-            await self._wait()
-
-    def _holds(self, bundle: Bundle) -> bool:
-        """Whether every worker that takes work has loaded what it is to load of a bundle."""
-        wanted = set(self._loader.wanted(bundle))
-        return all(wanted <= worker.loaded for worker in self._workers if worker.usable)
-
-    def _spare(self) -> Supervisor:
-        """A worker that serves nobody: for a trial where none serves."""
-        return Supervisor(self.config.devices[0], self._threads, self.config.patience, lambda: None)
-
-    async def _wait(self) -> None:
-        self._changed.clear()
-        await self._changed.wait()
-
     # -- workers ------------------------------------------------------------------------------
 
     def _notice(self) -> None:
         """Called when a worker's state changes."""
-        self._changed.set()
+        self._change.tell()
         if self._workers and all(worker.state == "failed" for worker in self._workers):
             for entry in self._queue.drain():
                 self._finish(entry, NotReady(self.reason or ""), "failed")
 
+    def _new_worker(self, device: str | None = None, changed: Callable[[], None] = lambda: None) -> Supervisor:
+        """One that is not started yet, for the first device unless another is named."""
+        return Supervisor(device or self.config.devices[0], self._threads, self.config.patience, changed)
+
     async def _turn(self, worker: Supervisor) -> None:
-        """Takes the next batch, waiting for one, and runs it; ends early where the process is to be replaced."""
+        """Runs the next batch, waiting for one, and loads one model of those that it lacks; ends early where the
+        process is to be replaced."""
         while not worker.replaced:
-            if self._loader.behind(worker.handle):
-                await self._loader.catch_up(worker.handle)
-                self._changed.set()
-            if batch := self._cut(worker):
+            batch = self._cut(worker)
+            if batch:
                 await self._run_batch(worker, batch)
+            if self._loader.behind(worker.handle):
+                await self._loader.catch_up(worker.handle, most=1)
+                self._change.tell()
+            elif not batch:
+                await self._change.wait()
+            if batch:
                 return
-            await self._wait()
 
     def _cut(self, worker: Supervisor) -> list[Pending]:
         """The next batch, without what its callers no longer wait for."""
         if worker.dead:
             raise WorkerDeathError("ended while it was idle")
         while head := self._queue.head():
-            batch = self._queue.cut(self.config.batch_items.get(head.item.precision, 1), self.config.batch_pixels)
+            model = Model(head.item.digest, head.item.precision)
+            batch = self._queue.cut(worker.loaded.get(model, 1), self.config.batch_pixels)
             for entry in batch:
                 if _expired(entry.item):  # its timer may be late
                     self._finish(entry, DeadlineExceeded(EXPIRED), "expired")
@@ -413,8 +367,11 @@ class Engine:
     def _answer(
         self, worker: Supervisor, batch: list[Pending], outputs: list[dict[str, Array]], run_s: float, started: float
     ) -> None:
+        head = batch[0].item
+        room = worker.loaded.get(Model(head.digest, head.precision), 1)
         pixels = sum(entry.pixels for entry in batch)
-        self.observer.batch_ran(worker.device, len(batch), pixels, run_s)
+        room = min(room, max(1, self.config.batch_pixels // batch[0].pixels))
+        self.observer.batch_ran(worker.device, len(batch), pixels, len(batch) / room, run_s)
         for entry, own in zip(batch, outputs, strict=True):
             precision = entry.item.precision
             backend = self.config.backends[precision]
@@ -434,12 +391,8 @@ class Engine:
             elif not entry.done:
                 entry.alone = True
                 self._queue.push(entry)
-        self._changed.set()
+        self._change.tell()
 
 
 def _expired(item: WorkItem) -> bool:
     return item.deadline is not None and item.deadline <= time.monotonic()
-
-
-async def _nothing(handle: Handle) -> None:
-    """Loads nothing."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from app.channel import Array, Arrays
-from app.workers import Done, Load, Model, Run, WorkerProcess
+from app.workers import Done, Load, Loaded, Model, Run, WorkerProcess
 
 T = TypeVar("T")
 
@@ -30,13 +30,14 @@ class Handle:
     """A process from its start to its end; calls to it run in one thread, one at a time."""
 
     def __init__(self, device: str, threads: int | None, patience: Patience, died: Callable[[], None]) -> None:
-        self.loaded: set[Model] = set()
+        self.loaded: dict[Model, int] = {}  # and how many items a run of it may have
         self.dead = False
         self._patience = patience
         self._notify = died  # called once, when the process ends by itself
         self._process = WorkerProcess(device, threads)
         self._job: Future[Any] | None = None  # what the thread does
         self._watched: int | None = None
+        self._stopped = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"worker {device}")
 
     @property
@@ -49,10 +50,13 @@ class Handle:
         self._watched = self._process.sentinel
         asyncio.get_running_loop().add_reader(self._watched, self._died)
 
-    async def load(self, model: Model, folder: Path, backend: str) -> None:
-        """Loads, self-tests and warms up. Raises BundleInvalid, BackendUnavailable, WorkerDeathError."""
-        await self._in_thread(partial(self._process.call, Load(model, folder, backend), (), self._patience.load_s))
-        self.loaded.add(model)
+    async def load(self, model: Model, folder: Path, backend: str, batch_items: int = 1) -> None:
+        """Loads, self-tests and warms up; a run will have at most that many items, and one where more would
+        change their bytes. Raises BundleInvalid, BackendUnavailable, WorkerDeathError."""
+        request = Load(model, folder, backend, batch_items)
+        reply, _ = await self._in_thread(partial(self._process.call, request, (), self._patience.load_s))
+        assert isinstance(reply, Loaded)
+        self.loaded[model] = reply.batch_items
 
     async def run(self, model: Model, graph: str, items: Sequence[Arrays]) -> tuple[list[dict[str, Array]], float]:
         """Each item's outputs, and the seconds that the run took. Raises RunFailed, WorkerDeathError."""
@@ -63,6 +67,9 @@ class Handle:
 
     async def stop(self) -> None:
         """Ends the process, a busy one at once; a second call does nothing."""
+        if self._stopped:
+            return
+        self._stopped = True
         self._unwatch()
         if self._job is not None and not self._job.done():
             self._process.kill()

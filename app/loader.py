@@ -26,10 +26,17 @@ class Loader:
     precision is refused in that precision only.
     """
 
-    def __init__(self, catalogue: Catalogue, backends: Mapping[str, str], preload: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        backends: Mapping[str, str],
+        preload: tuple[str, ...],
+        batch_items: Mapping[str, int],
+    ) -> None:
         self._catalogue = catalogue
         self._backends = backends
         self._preload = preload
+        self._batch_items = batch_items
         self._refused: dict[Model, BundleInvalid | BackendUnavailable] = {}
         self._strikes: Counter[Model] = Counter()
 
@@ -58,7 +65,7 @@ class Loader:
             try:
                 if error:
                     raise error
-                await handle.load(model, bundle.folder, self._backends[precision])
+                await self._load(handle, model, bundle)
             except WorkerDeathError as exc:
                 self._reject(bundle, model, BundleInvalid(f"loading it ended the worker: {exc}"))
                 return
@@ -76,13 +83,13 @@ class Loader:
         False where it cannot take its place, because something does not load any more, as when its files were
         damaged; what is loaded then stays in service.
         """
-        for model in sorted(worker.loaded - handle.loaded, key=lambda model: (model.digest, model.precision)):
+        for model in [model for model in worker.loaded if model not in handle.loaded]:
             try:
                 bundle = self._catalogue.by_digest(model.digest)
             except BundleNotFound:
                 continue  # no request can need it any more
             try:
-                await handle.load(model, bundle.folder, self._backends[model.precision])
+                await self._load(handle, model, bundle)
             except (BundleError, BackendUnavailable, WorkerDeathError) as exc:
                 event("worker not replaced", logging.WARNING, model=bundle.reference, reason=str(exc))
                 return False
@@ -94,14 +101,15 @@ class Loader:
         if unavailable and not handle.loaded:
             raise unavailable
 
-    async def catch_up(self, handle: Handle) -> BackendUnavailable | None:
-        """Makes a process hold all that is offered or staged.
+    async def catch_up(self, handle: Handle, most: int | None = None) -> BackendUnavailable | None:
+        """Makes a process hold all that is offered or staged, or that many more of it.
 
         Gives the last reason why a runtime was not to be had. What cannot be loaded is refused, so
         that this ends; where there is nothing to do it does not wait. Raises WorkerDeathError.
         """
         unavailable: BackendUnavailable | None = None
-        while missing := self._missing(handle):
+        while (missing := self._missing(handle)) and most != 0:
+            most = None if most is None else most - 1
             try:
                 await self.load(handle, missing[0])
             except BackendUnavailable as exc:
@@ -135,7 +143,7 @@ class Loader:
         if error := self.objection(bundle, model.precision):
             raise error
         try:
-            await handle.load(model, bundle.folder, self._backends[model.precision])
+            await self._load(handle, model, bundle)
         except (BundleInvalid, BackendUnavailable) as exc:
             self._refuse(bundle, model, exc)
             raise
@@ -144,6 +152,10 @@ class Loader:
             if self._strikes[model] >= STRIKES:
                 self._refuse(bundle, model, BundleInvalid(f"loading it ended the worker {STRIKES} times"))
             raise
+
+    async def _load(self, handle: Handle, model: Model, bundle: Bundle) -> None:
+        backend, items = self._backends[model.precision], self._batch_items.get(model.precision, 1)
+        await handle.load(model, bundle.folder, backend, items)
 
     def _refuse(self, bundle: Bundle, model: Model, error: BundleInvalid | BackendUnavailable) -> None:
         event("model refused", logging.ERROR, model=bundle.reference, precision=model.precision, reason=str(error))

@@ -34,6 +34,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a time stamp besid
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 BYTES = tuple(4.0**power for power in range(5, 16))  # 1 KiB to 1 GiB
 LEVELS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # unit scale: full range is 1
+FILLS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)
 ITEMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
@@ -79,6 +80,13 @@ class Metrics(EngineObserver):
             "medrestore_batch_duration_seconds", "Run of one batch", ["device"], buckets=SECONDS, registry=r
         )
         self.batch = Histogram("medrestore_batch_items", "Items of one batch", ["device"], buckets=ITEMS, registry=r)
+        self.fill = Histogram(
+            "medrestore_batch_fill",
+            "Share of a batch's room that was used",
+            ["device"],
+            buckets=FILLS,
+            registry=r,
+        )
         self.run_pixels = Counter("medrestore_run_pixels", "Pixels given to the networks", ["device"], registry=r)
         self.refused = Counter("medrestore_shed", "Refused for lack of room", ["reason"], registry=r)
         self.changes = Counter("medrestore_model_changes", "Changes of the repository taken up", ["change"], registry=r)
@@ -114,8 +122,9 @@ class Metrics(EngineObserver):
     def shed(self, reason: str) -> None:
         self.refused.labels(reason).inc()
 
-    def batch_ran(self, device: str, items: int, pixels: int, run_s: float) -> None:
+    def batch_ran(self, device: str, items: int, pixels: int, fill: float, run_s: float) -> None:
         self.run.labels(device).observe(run_s)
+        self.fill.labels(device).observe(fill)
         self.batch.labels(device).observe(items)
         self.run_pixels.labels(device).inc(pixels)
 

@@ -65,6 +65,10 @@ class Settings(BaseSettings):
     queue_items: PositiveInt = Field(default=4096, description="tiles and frames accepted and unfinished at most")
     queue_pixels: PositiveInt = Field(default=64 * 1024**2, description="pixels accepted and unfinished at most")
     queue_bytes: PositiveInt = Field(default=1024**3, description="bytes accepted and unfinished at most")
+    batch_items: PositiveInt = Field(
+        default=8, description="tiles of one run at most; 1 for a model whose answers would depend on it"
+    )
+    batch_pixels: PositiveInt = Field(default=512 * 512, description="pixels of one run at most, or a single tile")
     ageing_s: NonNegativeFloat = Field(
         default=10.0, description="a routine tile goes before an interactive one that came this much later; bulk: twice"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,8 +60,9 @@ class Supervisor:
         return self.state in ("idle", "busy") or (self.state == "restarting" and self._was_warm)
 
     @property
-    def loaded(self) -> set[Model]:
-        return self._handle.loaded if self._handle else set()
+    def loaded(self) -> Mapping[Model, int]:
+        """What the process holds, and how many items a run of it may have."""
+        return self._handle.loaded if self._handle else {}
 
     @property
     def dead(self) -> bool:
@@ -80,7 +81,7 @@ class Supervisor:
         return self._handle
 
     async def supervise(self, warm_up: Fill, turn: Turn, restarted: Callable[[str], None]) -> None:
-        """Runs until cancelled: starts the process, warms it up, then takes turns at the work.
+        """Runs until cancelled: starts the process, warms it up the first time, then takes turns at the work.
 
         A death (WorkerDeathError) in any of these restarts it, and so does any other error;
         BackendUnavailable from `warm_up` ends it for good.
@@ -92,7 +93,8 @@ class Supervisor:
                 if not await self._take_successor():
                     self._handle = self._new()
                     await self._handle.start()
-                    await warm_up(self._handle)
+                    if not self._was_warm:  # else what is asked for is loaded first
+                        await warm_up(self._handle)
                 warm = self._was_warm = True
                 self._failed_starts = 0
                 self._enter("idle")

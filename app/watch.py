@@ -48,7 +48,7 @@ class Watch:
         what is served stays as it is then."""
         now = await asyncio.to_thread(look, self._catalogue.repository)
         if now == self._before == self._handled:
-            await self._engine.retire()  # a version withdrawn before may be needed by no request any more
+            await self._engine.succession.retire()  # a version withdrawn before may be needed by no request any more
             return
         served = self._served()
         for path in self._handled.keys() - now.keys():
@@ -63,7 +63,7 @@ class Watch:
         for name in {path.parent.name for path in now} | set(self._catalogue.warnings):
             self._catalogue.follow_pointer(name)
         self._tell(served, self._served())
-        await self._engine.retire()
+        await self._engine.succession.retire()
 
     async def _examine(self, folder: Path, settled: bool) -> bool:
         """Offers a version that holds what it promises. False where it may still be on its way in."""
@@ -79,7 +79,7 @@ class Watch:
             self._catalogue.broken.pop(bundle.reference, None)  # the files are again what is served
             return True
         try:
-            await self._engine.take_up(bundle)
+            await self._engine.succession.take_up(bundle)
         except MedRestoreError as exc:
             self._reject(folder, str(exc))
         else:

@@ -19,7 +19,7 @@ from multiprocessing import connection as pipes
 from pathlib import Path
 from typing import Any
 
-from app.backends.base import Array, Backend, load, self_test, warm_up
+from app.backends.base import Array, Backend, batch_invariant, load, self_test, warm_up
 from app.channel import Arrays, Channel, split
 from app.errors import BackendUnavailable, RunFailed
 from models.bundle import read_bundle
@@ -43,6 +43,7 @@ class Load:
     model: Model
     folder: Path
     backend: str
+    batch_items: int = 1  # wanted of one run at most
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Run:
 @dataclass(frozen=True)
 class Loaded:
     """The bundle passed its self-test."""
+
+    batch_items: int  # 1 where an item's bytes would depend on its batch mates
 
 
 @dataclass(frozen=True)
@@ -182,8 +185,7 @@ class Worker:
         try:
             if isinstance(request, Run):
                 return self._run(request, arrays)
-            self._load(request)
-            return Loaded(), {}
+            return self._load(request), {}
         except (BackendUnavailable, RunFailed) as exc:
             return Failed(type(exc).__name__, str(exc)), {}
         except Exception as exc:  # noqa: BLE001 (a runtime may raise anything)
@@ -191,7 +193,7 @@ class Worker:
             text = str(exc) if isinstance(exc, MedRestoreError) else f"{type(exc).__name__}: {exc}"
             return Failed(kind.__name__, text), {}
 
-    def _load(self, request: Load) -> None:
+    def _load(self, request: Load) -> Loaded:
         bundle = read_bundle(request.folder)  # again: the files may have changed since the service read them
         if bundle.digest != request.model.digest:
             raise BundleInvalid(f"{bundle.reference} changed on disk after the service started")
@@ -199,6 +201,7 @@ class Worker:
         self_test(backend, bundle)
         warm_up(backend, bundle)
         self.models[request.model] = backend
+        return Loaded(request.batch_items if batch_invariant(backend, bundle, request.batch_items) else 1)
 
     def _run(self, request: Run, arrays: Arrays) -> tuple[Done, dict[str, Array]]:
         start = time.perf_counter()

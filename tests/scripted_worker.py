@@ -28,6 +28,7 @@ class Script:
     runs: list[list[float]] = field(default_factory=list)  # the tags of each run's items
     loads: list[str] = field(default_factory=list)
     starts: int = 0
+    batch_items: int = 99  # that keep their bytes in company
     gate: threading.Event = field(default_factory=threading.Event)  # a run waits for it
     on_load: Callable[[Load], None] = lambda request: None
     on_start: Callable[[], None] = lambda: None
@@ -53,7 +54,7 @@ class ScriptedProcess:
         if isinstance(request, Load):
             self.script.loads.append(request.model.precision)
             self.script.on_load(request)
-            return Loaded(), []
+            return Loaded(min(request.batch_items, self.script.batch_items)), []
         assert isinstance(request, Run)
         images = [item["image"] for item in items]
         self.script.runs.append([float(image[0, 0, 0, 1]) for image in images])
@@ -86,7 +87,7 @@ class Recorder(EngineObserver):
     def shed(self, reason: str) -> None:
         self.shed_reasons.append(reason)
 
-    def batch_ran(self, device: str, items: int, pixels: int, run_s: float) -> None:
+    def batch_ran(self, device: str, items: int, pixels: int, fill: float, run_s: float) -> None:
         self.batches.append(items)
 
     def finished(self, item: WorkItem, outcome: str, queue_s: float, run_s: float) -> None:
@@ -106,7 +107,9 @@ class Bench:
         self.catalogue = Catalogue(repository)
         self.digest = self.catalogue.lookup("tiny-x2", "superresolve", 2).digest
         self.recorder = Recorder()
-        self.engine = Engine(self.catalogue, EngineConfig(**({"patience": FAST} | config)), self.recorder)
+        self.engine = Engine(
+            self.catalogue, EngineConfig(**({"patience": FAST, "batch_items": {"fp32": 1}} | config)), self.recorder
+        )
 
     async def __aenter__(self) -> Bench:
         await self.engine.start()

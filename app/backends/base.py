@@ -131,6 +131,28 @@ def warm_up(backend: Backend, bundle: Bundle) -> None:
             backend.run(graph, inputs | {"image": np.full((1, 1, rows, columns), 0.5, np.float32)})
 
 
+def batch_invariant(backend: Backend, bundle: Bundle, items: int) -> bool:
+    """Whether the golden input gives the same bytes alone and at any place in a batch of up to `items`, beside others.
+
+    No runtime promises this, so it is tried on each device. Raises BundleInvalid where the golden file cannot be read.
+    """
+    golden = read_golden(bundle)
+    for graph in sorted(bundle.manifest.graphs):
+        inputs = {k.split(".", 2)[2]: v for k, v in golden.items() if k.startswith(f"{graph}.in.")}
+        other = {name: np.ascontiguousarray(array[..., ::-1]) for name, array in inputs.items() if name == "image"}
+        alone = [backend.run(graph, one) for one in (inputs, inputs | other)]
+        for count in range(2, items + 1):
+            kinds = [index % 2 for index in range(count)]
+            mixed = {
+                name: np.concatenate([(inputs | other if kind else inputs)[name] for kind in kinds]) for name in inputs
+            }
+            together = backend.run(graph, mixed)
+            for place, kind in enumerate(kinds):
+                if any(together[name][place].tobytes() != array[0].tobytes() for name, array in alone[kind].items()):
+                    return False
+    return True
+
+
 def read_golden(bundle: Bundle) -> dict[str, Array]:
     """Arrays of `golden.npz`, keyed `<graph>.in.<name>` and `<graph>.out.<name>`. Raises BundleInvalid."""
     try:

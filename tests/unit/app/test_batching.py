@@ -66,9 +66,13 @@ def test_a_lone_item_goes_at_once_and_batches_form_while_the_worker_is_busy(buil
     asyncio.run(main())
 
 
-def test_by_default_an_item_runs_alone(built_repository: Path, script: Script):
+def test_items_whose_bytes_depend_on_their_batch_run_alone(built_repository: Path, script: Script):
     async def main() -> None:
-        async with Bench(built_repository) as bench:
+        async with Bench(built_repository, batch_items={"fp32": 8}) as bench:
+            await asyncio.gather(*bench.submit(1, 2, 3))
+            assert script.runs == [[1, 2, 3]]
+        script.batch_items, script.runs = 1, []
+        async with Bench(built_repository, batch_items={"fp32": 8}) as bench:
             await asyncio.gather(*bench.submit(1, 2, 3))
             assert script.runs == [[1], [2], [3]]
 
