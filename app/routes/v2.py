@@ -21,8 +21,9 @@ from pydantic import ValidationError
 from app import problem
 from app.body import Upload
 from app.build import PRODUCT, build_facts
-from app.errors import InvalidBody, NotReady
+from app.errors import InvalidBody
 from app.pipeline import Options
+from app.routes import health
 from app.routes.exchange import exchange
 from app.routes.restore import headers_of
 from app.schemas import CallHeaders, DenoiseQuery, SuperresolveQuery
@@ -100,10 +101,9 @@ async def live() -> dict[str, bool]:
 
 
 @router.get("/health/ready")
-async def ready(service: TheService) -> dict[str, bool]:
+async def ready(request: Request) -> dict[str, bool]:
     """As `/healthz/ready`."""
-    if service.engine.reason is not None:
-        raise NotReady(service.engine.reason)
+    await health.ready(request)
     return {"ready": True}
 
 
@@ -132,9 +132,9 @@ async def model(service: TheService, bundle: TheBundle) -> dict[str, Any]:
 
 @router.get("/models/{name}/ready")
 @router.get("/models/{name}/versions/{version}/ready")
-async def model_ready(service: TheService, bundle: TheBundle) -> dict[str, Any]:
+async def model_ready(request: Request, bundle: TheBundle) -> dict[str, Any]:
     """Whether the model takes work now; otherwise 503 with the reason."""
-    service.check(_job(bundle))
+    await health.ready(request)
     return {"name": bundle.manifest.name, "ready": True}
 
 

@@ -140,11 +140,15 @@ def test_a_model_that_is_not_there_is_404(client: Client, path: str) -> None:
 
 def test_not_ready_is_503(tmp_path: Path, repository: Path) -> None:
     with serving(repository, fast_for_8_bit=False) as client:
-        client.runner.run(client.service.engine.stop())
+        client.app.state.draining = True
+        assert client.get("/v2/health/live").status_code == 200
         for path in ("/v2/health/ready", "/v2/models/tiny/ready"):
             response = client.get(path)
             assert response.status_code == 503
             assert "shutting down" in error(response)
+        client.app.state.draining = False
+        client.runner.run(client.service.engine.stop())
+        assert client.get("/v2/health/ready").status_code == 503
         response = infer(client, ARRAYS["UINT8"], "UINT8")
         assert response.status_code == 503
         assert "Retry-After" in response.headers
