@@ -52,6 +52,7 @@ def test_what_is_sent_arrives(messages):
                 assert received[name].tobytes() == array.tobytes()
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=5), st.integers(1, 4))
 def test_items_are_stacked_and_taken_apart(rows, columns):
     rng = np.random.default_rng(sum(rows))
