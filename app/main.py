@@ -15,10 +15,11 @@ from app import log, openapi, problem
 from app.admission import QueueLimits
 from app.batching import Engine, EngineConfig
 from app.catalogue import Catalogue, task_name
+from app.jobs.start import working
 from app.middleware import Monitor
 from app.monitoring import Metrics
 from app.pipeline import EXACT, FAST
-from app.routes import analyze, health, models, restore
+from app.routes import analyze, health, jobs, models, restore
 from app.service import Service
 from app.settings import Settings
 from app.watch import Watch, look
@@ -41,7 +42,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         asyncio.get_running_loop().set_default_executor(pool)
         service = app.state.service = await start_service(settings, metrics)
         try:
-            async with following(service.watch, settings.repository_poll):
+            async with following(service.watch, settings.repository_poll), working(service) as app.state.jobs:
                 yield
         finally:
             await service.engine.stop()
@@ -56,7 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )
-    for routes in (restore, analyze, models, health):
+    for routes in (restore, analyze, jobs, models, health):
         app.include_router(routes.router)
         app.include_router(routes.router, prefix="/v1", include_in_schema=False)
     problem.install(app)

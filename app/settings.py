@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 import models
@@ -68,6 +68,23 @@ class Settings(BaseSettings):
     tiles_in_flight: PositiveInt = Field(default=16, description="tiles of one request in the queue at once")
     timeout_s: PositiveFloat = Field(default=300.0, description="longest work on one request, seconds")
     drain_s: PositiveFloat = Field(default=30.0, description="time to finish open requests at a stop, seconds")
+    jobs: Path | None = Field(
+        default=None, description="folder of durable jobs, which keeps images on disk; unset, there are no jobs"
+    )
+    job_bytes: PositiveInt = Field(default=4 * 1024**3, description="largest body of a job, bytes")
+    job_pixels: PositiveInt = Field(
+        default=2_000_000_000, description="largest image of a job and its result, rows x columns x frames"
+    )
+    job_frames: PositiveInt = Field(default=20_000, description="most frames of a job's image")
+    job_workers: PositiveInt = Field(default=1, description="jobs worked on at one time")
+    job_count: PositiveInt = Field(default=1000, description="jobs waiting and running; one more is answered 429")
+    job_disk_bytes: PositiveInt = Field(
+        default=64 * 1024**3, description="files of all jobs, bytes; more is answered 507"
+    )
+    job_free_bytes: NonNegativeInt = Field(default=2 * 1024**3, description="left free on the jobs' disk, bytes")
+    job_keep_s: PositiveFloat = Field(
+        default=86400.0, description="finished jobs and their results are deleted after, seconds"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="lowest level that is logged"
     )
@@ -82,6 +99,11 @@ class Settings(BaseSettings):
     def limits(self) -> Limits:
         """The limits that decoding checks."""
         return Limits(bytes=self.limit_bytes, pixels=self.limit_pixels, frames=self.limit_frames)
+
+    @property
+    def job_limits(self) -> Limits:
+        """The limits of a job's file; one frame of it is within `limits`."""
+        return Limits(bytes=self.job_bytes, pixels=self.job_pixels, frames=self.job_frames)
 
     @classmethod
     def settings_customise_sources(

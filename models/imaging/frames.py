@@ -7,6 +7,7 @@ are decoded whole, within the limits for images that are held in memory. What co
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ import numpy as np
 from models.errors import CorruptImage, ImageError, ImageTooLarge
 from models.imaging import raster_npy, raster_tiff
 from models.imaging.codec import decode, detect_format, encode
-from models.imaging.image import Derivation, Image, Limits
+from models.imaging.image import Derivation, Image, Limits, frame_of
 
 Array = np.ndarray[Any, Any]
 
@@ -54,14 +55,6 @@ class WholeFrames:
         return frame_of(self.image, index)
 
 
-def frame_of(image: Image, index: int) -> Image:
-    """One frame as an image of its own, without `padding` where it has none; nothing is copied."""
-    padding = None if image.padding is None else image.padding[index : index + 1]
-    if padding is not None and not padding.any():
-        padding = None
-    return replace(image, pixels=image.pixels[index : index + 1], padding=padding)
-
-
 @contextmanager
 def open_frames(path: Path, limits: Limits, whole: Limits, hint: str | None = None) -> Iterator[Frames]:
     """The frames of an image file. `limits` are those of files, `whole` those of what is in memory at one time.
@@ -74,13 +67,13 @@ def open_frames(path: Path, limits: Limits, whole: Limits, hint: str | None = No
             frames = _open(file, limits, whole, hint)
         except ImageError:
             raise
-        except Exception as exc:  # noqa: BLE001  (damaged files raise anything)
+        except Exception as exc:  # damaged files raise anything
             raise CorruptImage(f"the file is damaged: it cannot be decoded ({type(exc).__name__})") from exc
         yield frames
 
 
 def _open(file: BinaryIO, limits: Limits, whole: Limits, hint: str | None) -> Frames:
-    size = file.seek(0, 2)
+    size = file.seek(0, os.SEEK_END)
     if size > limits.bytes:
         raise ImageTooLarge(f"the file has {size} bytes, more than the limit of {limits.bytes}")
     file.seek(0)
@@ -108,7 +101,8 @@ class FrameFile:
     """Frames of one shape and type in a file, native values one after the other and nothing else."""
 
     def __init__(self, path: Path, image: Image, format: str) -> None:
-        """`image` has the frames' number, shape and type; `format` is what they will be encoded as."""
+        """`path` is a file that is there; `image` has the frames' number, shape and type; `format` is what
+        they will be encoded as."""
         self.image = image
         self.format = format
         self._path = path
@@ -116,25 +110,28 @@ class FrameFile:
         self._shape, self._dtype = frame.shape, frame.dtype.newbyteorder("<")
         self._frame_bytes = frame.nbytes
 
-    def write(self, index: int, frame: Image) -> int:
-        """Puts one frame in its place; gives the bytes written. They are not yet sure to be on the disk."""
+    def write(self, index: int, frame: Image) -> None:
+        """Puts one frame in its place. Returns when it is on the disk."""
         if self.format == "dicom":
             from models.imaging.dicom import native_pixels
 
             data = native_pixels(frame)
         else:
             data = frame.pixels.astype(self._dtype, copy=False).tobytes()
-        with self._path.open("r+b" if self._path.exists() else "w+b") as file:
+        with self._path.open("r+b") as file:
             file.seek(index * self._frame_bytes)
-            return file.write(data)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
 
     def encode(self, target: Path, derivation: Derivation) -> None:
         """Writes the image into a file, as `codec.encode` would."""
         with self._path.open("r+b") as file, target.open("wb") as out:
+            file.truncate(self.image.frames * self._frame_bytes)
             if self.format == "dicom":
                 from models.imaging.dicom import write_dicom
 
-                if file.seek(0, 2) % 2:
+                if file.seek(0, os.SEEK_END) % 2:
                     file.write(b"\0")
                 file.seek(0)
                 write_dicom(out, self.image, derivation, file)
@@ -146,6 +143,8 @@ class FrameFile:
             else:  # one frame
                 pixels = next(self._frames(file))[np.newaxis]
                 out.write(encode(replace(self.image, pixels=pixels), self.format, derivation))
+            out.flush()
+            os.fsync(out.fileno())
 
     def _frames(self, file: BinaryIO) -> Iterator[Array]:
         """(rows, columns, samples) of every frame."""
