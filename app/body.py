@@ -46,8 +46,9 @@ class FileParser(MultiPartParser):
 
     def on_headers_finished(self) -> None:
         super().on_headers_finished()
-        if self._current_part.file is not None:
-            self._current_part.file.file = self.target
+        if (part := self._current_part.file) is not None:
+            part.file.close()  # the one that would go to memory, then to the temporary folder
+            part.file = self.target
 
 
 def declared_bytes(request: Request, limit: int) -> int:

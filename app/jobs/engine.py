@@ -11,6 +11,7 @@ import asyncio
 import errno
 import logging
 import random
+import sqlite3
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -37,7 +38,7 @@ from models.errors import MedRestoreError, OptionError
 T = TypeVar("T")
 
 RETRIED = (QueueFull, NotReady, WorkerLost, DiskFull, BackendUnavailable)  # may go well another time
-SWEEP_S = 60.0
+SWEEP_S, STORE_RETRY_S = 60.0, 10.0
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -242,12 +243,17 @@ class JobEngine:
         """One of the workers: runs what is due."""
         while not self._stopping:
             self._work.clear()
-            if job := await self._ask(self._store.claim):
-                await self._take(job)
-                continue
-            due = await self._ask(self._store.next_due)
+            try:
+                if job := await self._ask(self._store.claim):
+                    await self._take(job)
+                    continue
+                due = await self._ask(self._store.next_due)
+                wait_s = None if due is None else max(0.05, due - time.time())
+            except sqlite3.Error as error:  # a full disk, most likely: what is in the file stays as it is
+                event("jobs cannot be written", logging.ERROR, **places(error))
+                wait_s = STORE_RETRY_S
             with suppress(TimeoutError):
-                async with asyncio.timeout(None if due is None else max(0.05, due - time.time())):
+                async with asyncio.timeout(wait_s):
                     await self._work.wait()
 
     async def _take(self, job: Job) -> None:
@@ -258,8 +264,10 @@ class JobEngine:
             task.cancel()
         await asyncio.wait({task})
         del self._running[job.id]
-        back = await self._ask(self._store.postpone, job.id, time.time()) if task.cancelled() else None
-        if back:
+        if not task.cancelled() and task.exception() is None:
+            return
+        wait_s = 0.0 if task.cancelled() else STORE_RETRY_S  # the store failed: what the run did is in its folder
+        if await self._ask(self._store.postpone, job.id, time.time() + wait_s):
             event("job put back", job=job.id, kind=job.kind)
 
     async def _run(self, job: Job) -> None:
@@ -318,11 +326,12 @@ class JobEngine:
     async def _sweep(self) -> None:
         """Deletes jobs whose time is over, now and then."""
         while True:
-            for job in await self._ask(self._store.finished_before, time.time() - self.config.keep_s):
-                await asyncio.to_thread(self.folder.delete, job.id)
-                await self._ask(self._store.remove, job.id)
-                event("job forgotten", job=job.id, kind=job.kind)
-            await self._count()
+            with suppress(sqlite3.Error):  # next time
+                for job in await self._ask(self._store.finished_before, time.time() - self.config.keep_s):
+                    await asyncio.to_thread(self.folder.delete, job.id)
+                    await self._ask(self._store.remove, job.id)
+                    event("job forgotten", job=job.id, kind=job.kind)
+                await self._count()
             await asyncio.sleep(min(SWEEP_S, self.config.keep_s))
 
     def _ring(self, id: str) -> None:

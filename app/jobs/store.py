@@ -198,8 +198,8 @@ class Store:
             "WHERE id = ?5 AND (state = 'running' OR (state = 'queued' AND ?1 != 'done')) RETURNING *",
             state,
             time.time(),
-            outcome and json.dumps(outcome),
-            problem and json.dumps(problem),
+            None if outcome is None else json.dumps(outcome),
+            None if problem is None else json.dumps(problem),
             id,
         )
 
@@ -233,7 +233,7 @@ def migrate(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:
             f"{len(migrations)}: update it, or set `jobs` to another folder"
         )
     for number, step in enumerate(migrations[version:], start=version + 1):
-        connection.executescript(f"BEGIN IMMEDIATE; {step}\nPRAGMA user_version = {number}; COMMIT;")
+        connection.executescript(f"BEGIN IMMEDIATE; {step};\nPRAGMA user_version = {number}; COMMIT;")
 
 
 def digest_of(key: str) -> str:

@@ -37,6 +37,12 @@ def multiframe() -> bytes:
     return file_of(enhanced(12, (2.0,) * 12))
 
 
+@pytest.fixture(scope="module")
+def small() -> bytes:
+    """The same of 2 frames."""
+    return file_of(enhanced(2))
+
+
 async def ended(client: Client, location: str) -> dict[str, Any]:
     """The job's last status."""
     stop = time.monotonic() + END_S
@@ -83,7 +89,7 @@ def test_result_is_what_the_synchronous_route_answers(
 @pytest.mark.parametrize(
     "body",
     [
-        dicom("examples_ybr_color.dcm"),  # 30 frames of RLE
+        dicom("SC_rgb_rle_2frame.dcm"),
         dicom("MR_small_RLE.dcm"),
         changed(dicom("CT_small.dcm"), PixelPaddingValue=-2000),
         dicom("image_dfl.dcm"),  # decoded whole
@@ -97,8 +103,8 @@ def test_any_format_comes_out_as_from_the_synchronous_route(workshop: Client, bo
     assert workshop.get(job["result"]).content == direct.content
 
 
-def test_form_upload_and_download_in_parts(workshop: Client, multiframe: bytes) -> None:
-    response = workshop.request("POST", "/v1/jobs?task=denoise", files={"file": ("a name.dcm", multiframe)})
+def test_form_upload_and_download_in_parts(workshop: Client, small: bytes) -> None:
+    response = workshop.request("POST", "/v1/jobs?task=denoise", files={"file": ("a name.dcm", small)})
     assert response.headers["Location"].startswith("/v1/jobs/")
     job = workshop.runner.run(ended(workshop, response.headers["Location"]))
     whole = workshop.get(job["result"])
@@ -110,8 +116,8 @@ def test_form_upload_and_download_in_parts(workshop: Client, multiframe: bytes) 
     assert part.headers["Repr-Digest"] == whole.headers["Content-Digest"]
 
 
-def test_files_are_private_and_few(workshop: Client, multiframe: bytes) -> None:
-    job = work(workshop, "/jobs?task=denoise", multiframe)
+def test_files_are_private_and_few(workshop: Client, small: bytes) -> None:
+    job = work(workshop, "/jobs?task=denoise", small)
     folder = workshop.app.state.jobs.folder.of(job["id"])
     assert {path.name for path in folder.iterdir()} == {"outcome", "result"}
     for path in (folder.parent.parent, folder.parent, folder):
@@ -158,19 +164,19 @@ def events(response: httpx.Response) -> list[dict[str, Any]]:
     return [{**event, "data": json.loads(event["data"])} for event in found]
 
 
-def test_one_key_gives_one_job(workshop: Client, multiframe: bytes) -> None:
+def test_one_key_gives_one_job(workshop: Client, small: bytes) -> None:
     key = {"Idempotency-Key": "order 66"}
-    first = work(workshop, "/jobs?task=denoise", multiframe, headers=key)
-    again = workshop.post("/jobs?task=denoise", multiframe, headers=key)
+    first = work(workshop, "/jobs?task=denoise", small, headers=key)
+    again = workshop.post("/jobs?task=denoise", small, headers=key)
     assert (again.status_code, again.json()["id"]) == (202, first["id"])
-    other = workshop.post("/jobs?task=denoise&strength=0.5", multiframe, headers=key)
+    other = workshop.post("/jobs?task=denoise&strength=0.5", small, headers=key)
     assert problem(other)["type"].endswith("invalid-option")
 
 
-def test_two_uploads_at_once_under_one_key_give_one_job(workshop: Client, multiframe: bytes) -> None:
+def test_two_uploads_at_once_under_one_key_give_one_job(workshop: Client, small: bytes) -> None:
     async def both() -> list[str]:
         key = {"Idempotency-Key": "twins"}
-        sent = [workshop.send("POST", "/jobs?task=denoise", content=multiframe, headers=key) for _ in range(2)]
+        sent = [workshop.send("POST", "/jobs?task=denoise", content=small, headers=key) for _ in range(2)]
         return [response.json()["id"] for response in await asyncio.gather(*sent)]
 
     ids = workshop.runner.run(both())
@@ -219,8 +225,8 @@ def test_damage_inside_fails_the_job_with_the_problem_of_the_synchronous_route(w
     assert (refused["status"], refused["reason"]) == (409, "failed")
 
 
-def test_a_deleted_job_is_forgotten(workshop: Client, multiframe: bytes) -> None:
-    job = work(workshop, "/jobs?task=denoise", multiframe)
+def test_a_deleted_job_is_forgotten(workshop: Client, small: bytes) -> None:
+    job = work(workshop, "/jobs?task=denoise", small)
     path = f"/jobs/{job['id']}"
     assert workshop.request("DELETE", path).status_code == 204
     assert problem(workshop.get(path))["status"] == 404
@@ -230,14 +236,14 @@ def test_a_deleted_job_is_forgotten(workshop: Client, multiframe: bytes) -> None
     assert not workshop.app.state.jobs.folder.of(job["id"]).exists()
 
 
-def test_newest_jobs_are_listed_first(workshop: Client, multiframe: bytes) -> None:
-    made = [work(workshop, "/jobs?task=denoise", multiframe)["id"] for _ in range(2)]
+def test_newest_jobs_are_listed_first(workshop: Client, small: bytes) -> None:
+    made = [work(workshop, "/jobs?task=denoise", small)["id"] for _ in range(2)]
     assert [job["id"] for job in workshop.get("/jobs?limit=2").json()["jobs"]] == made[::-1]
     assert problem(workshop.get("/jobs?limit=101"))["status"] == 422
 
 
-def test_metrics_count_jobs(workshop: Client, multiframe: bytes) -> None:
-    work(workshop, "/jobs?task=denoise", multiframe)
+def test_metrics_count_jobs(workshop: Client, small: bytes) -> None:
+    work(workshop, "/jobs?task=denoise", small)
     text = workshop.get("/metrics").text
     assert 'medrestore_jobs{state="done"}' in text
     assert 'medrestore_job_duration_seconds_count{kind="restore",state="done"}' in text
