@@ -20,11 +20,11 @@ from app.noise import (
     was_trained_on,
     was_trained_on_colour,
 )
-from app.pipeline import frame_of, measured
+from app.pipeline import measured
 from models.bundle import Bundle, Manifest
 from models.errors import OptionError
 from models.imaging.correlation import NoiseCorrelation, pooled_correlation
-from models.imaging.image import Image
+from models.imaging.image import Image, frame_of
 from models.imaging.values import to_unit
 
 

@@ -1,12 +1,17 @@
 """Takes the one image out of a request: a multipart field `file`, or the raw body.
 
-A body is counted while it streams in and stays in memory; nothing of it is written to disk.
+A body is counted while it streams in. For an answer at once it stays in memory, and nothing of it is
+written to disk; that of a job goes to the job's file as it comes.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
 
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
@@ -18,6 +23,7 @@ from app.tracing import span
 from models.errors import ImageTooLarge
 
 FIELD = "file"
+EMPTY = f"the image is empty: send it as the body, or as the form field {FIELD!r}"
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,18 @@ class MemoryParser(MultiPartParser):
     spool_max_size = 2**62
 
 
+class FileParser(MultiPartParser):
+    """Writes a file part to `target` as it comes."""
+
+    target: BinaryIO
+
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        if (part := self._current_part.file) is not None:
+            part.file.close()  # the one that would go to memory, then to the temporary folder
+            part.file = self.target
+
+
 def declared_bytes(request: Request, limit: int) -> int:
     """Length of the body by its header, `limit` where it has none. Raises ImageTooLarge above the limit."""
     text = request.headers.get("content-length", "")
@@ -46,35 +64,65 @@ def declared_bytes(request: Request, limit: int) -> int:
 async def read_upload(request: Request, limit: int) -> Upload:
     """Reads the image. Raises InvalidBody, ImageTooLarge as soon as the limit is passed, and
     Cancelled where the caller goes while sending."""
-    declared = request.headers.get("content-type", "")
     try:
         with span("receive"):
-            if declared.split(";")[0].strip().lower() == "multipart/form-data":
-                return await _read_form(request, limit)
-            data = b"".join([chunk async for chunk in _limited(request, limit)])
+            if _is_form(request):
+                part = await _parse(MemoryParser(request.headers, _limited(request, limit), max_files=1, max_fields=1))
+                data, hint = await part.read(), _hint(part)
+                await part.close()
+            else:
+                data, hint = b"".join([chunk async for chunk in _limited(request, limit)]), _declared(request)
     except ClientDisconnect as exc:
         raise Cancelled("the caller went away while sending") from exc
     if not data:
-        raise InvalidBody(f"the body is empty: send the image itself, or a form with the field {FIELD!r}")
-    return Upload(data, declared or None)
+        raise InvalidBody(EMPTY)
+    return Upload(data, hint)
 
 
-async def _read_form(request: Request, limit: int) -> Upload:
-    parser = MemoryParser(request.headers, _limited(request, limit), max_files=1, max_fields=1)
+async def save_upload(request: Request, limit: int, path: Path) -> str | None:
+    """Writes the image into a file that is there and empty; gives the hint. Raises what `read_upload` does."""
+    with path.open("r+b") as file:
+        try:
+            if _is_form(request):
+                parser = FileParser(request.headers, _limited(request, limit), max_files=1, max_fields=1)
+                parser.target = file
+                hint = _hint(await _parse(parser))
+            else:
+                hint = _declared(request)
+                async for chunk in _limited(request, limit):
+                    await asyncio.to_thread(file.write, chunk)
+        except ClientDisconnect as exc:
+            raise Cancelled("the caller went away while sending") from exc
+        file.flush()
+        await asyncio.to_thread(os.fsync, file.fileno())
+        if not file.seek(0, os.SEEK_END):
+            raise InvalidBody(EMPTY)
+    return hint
+
+
+def _declared(request: Request) -> str | None:
+    return request.headers.get("content-type") or None
+
+
+def _is_form(request: Request) -> bool:
+    return (_declared(request) or "").split(";")[0].strip().lower() == "multipart/form-data"
+
+
+def _hint(part: UploadFile) -> str | None:
+    return part.filename or part.content_type
+
+
+async def _parse(parser: MultiPartParser) -> UploadFile:
+    """The form's one file. Raises InvalidBody."""
     try:
         form = await parser.parse()
     except (MultiPartException, FormParserError) as exc:
         raise InvalidBody(f"the form is malformed, or has more than one field {FIELD!r}") from exc
-    try:
-        (name, part), *others = form.multi_items() or [("", "")]
-        if others or name != FIELD or not isinstance(part, UploadFile):
-            raise InvalidBody(f"a form needs one file field {FIELD!r} and no other; options go into the query")
-        data = await part.read()
-    finally:
+    (name, part), *others = form.multi_items() or [("", "")]
+    if others or name != FIELD or not isinstance(part, UploadFile):
         await form.close()
-    if not data:
-        raise InvalidBody(f"the field {FIELD!r} is empty")
-    return Upload(data, part.filename or part.content_type)
+        raise InvalidBody(f"a form needs one file field {FIELD!r} and no other; options go into the query")
+    return part
 
 
 async def _limited(request: Request, limit: int) -> AsyncGenerator[bytes, None]:

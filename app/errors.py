@@ -11,7 +11,12 @@
         ├── RunFailed            the graph failed on this item, alone in its batch
         ├── BackendUnavailable   a runtime, device or precision is not to be had here
         ├── InvalidBody          the request's body is no image, or not one image
-        └── NotAcceptable        `Accept` names no type that this image can be written as
+        ├── NotAcceptable        `Accept` names no type that this image can be written as
+        ├── JobsUnavailable      jobs are switched off, or their folder cannot be used
+        ├── JobNotFound          no job of that id
+        ├── NoResult             the job has not ended, or not well
+        ├── DiskFull             no room for the files of a job
+        └── JobAbandoned         the service died again and again while it worked on the job
 
 `STATUSES` gives every class its HTTP status, a stable slug and a title; `app.problem` writes them.
 """
@@ -81,6 +86,40 @@ class NotAcceptable(ServiceError):
         self.available = available
 
 
+class JobsUnavailable(ServiceError):
+    """There are no jobs here; coming back later does not help."""
+
+    retry_after_s = None
+
+
+class JobNotFound(ServiceError):
+    """The job was never there, was deleted, or is too old."""
+
+
+class NoResult(ServiceError):
+    """The job has no result: `reason` is its state."""
+
+    def __init__(self, reason: str, retry_after_s: float | None) -> None:
+        super().__init__(f"the job is {reason}: only a job that is done has a result")
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class DiskFull(ServiceError):
+    """The files of a job would pass the budget of the jobs' folder, or fill its disk."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class JobAbandoned(ServiceError):
+    """Most likely it is the job that kills the service."""
+
+    def __init__(self, deaths: int) -> None:
+        super().__init__(f"the service died {deaths} times while it worked on this job, which is given up")
+
+
 class Status(NamedTuple):
     """How one class of errors is answered."""
 
@@ -113,6 +152,11 @@ STATUSES: dict[type[MedRestoreError], Status] = {
     BackendUnavailable: Status(503, "backend-unavailable", "No runtime for this model here"),
     InvalidBody: Status(400, "invalid-body", "The body is not one image"),
     NotAcceptable: Status(406, "not-acceptable", "No acceptable media type"),
+    JobsUnavailable: Status(503, "jobs-unavailable", "No jobs here"),
+    JobNotFound: Status(404, "job-not-found", "No such job"),
+    NoResult: Status(409, "no-result", "The job has no result"),
+    DiskFull: Status(507, "disk-full", "No room for the job's files"),
+    JobAbandoned: Status(500, "job-abandoned", "The service died with this job"),
 }
 
 

@@ -16,10 +16,11 @@ from app import log, openapi, problem
 from app.admission import QueueLimits
 from app.batching import Engine, EngineConfig
 from app.catalogue import Catalogue, task_name
+from app.jobs.start import working
 from app.middleware import Monitor
 from app.monitoring import Metrics
 from app.pipeline import EXACT, FAST
-from app.routes import analyze, health, models, restore, v2
+from app.routes import analyze, health, jobs, models, restore, v2
 from app.server import Server
 from app.service import Service
 from app.settings import Settings
@@ -45,7 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         asyncio.get_running_loop().set_default_executor(pool)
         service = app.state.service = await start_service(settings, metrics)
         try:
-            async with following(service.watch, settings.repository_poll):
+            async with following(service.watch, settings.repository_poll), working(service) as app.state.jobs:
                 yield
         finally:
             await service.engine.stop()
@@ -65,7 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.draining = False
-    for routes in (restore, analyze, models, health):
+    for routes in (restore, analyze, jobs, models, health):
         app.include_router(routes.router)
         app.include_router(routes.router, prefix="/v1", include_in_schema=False)
     app.include_router(v2.router)

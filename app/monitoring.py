@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,21 @@ from app.batching import Engine, EngineObserver
 from app.build import build_facts
 from app.cache import Cache
 from app.catalogue import Catalogue
+from app.jobs.engine import JobEngine, JobObserver
+from app.jobs.store import State
 from app.work import WorkItem
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a time stamp beside every series, which nobody asked for
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+JOB_SECONDS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
 BYTES = tuple(4.0**power for power in range(5, 16))  # 1 KiB to 1 GiB
 LEVELS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # unit scale: full range is 1
 FILLS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)
 ITEMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
-class Metrics(EngineObserver):
+class Metrics(EngineObserver, JobObserver):
     """All metrics; one registry per service, so that several can live in one process."""
 
     def __init__(self) -> None:
@@ -47,6 +51,7 @@ class Metrics(EngineObserver):
         PlatformCollector(registry=self.registry)
         self._declare_http()
         self._declare_engine()
+        self._declare_jobs()
 
     def _declare_http(self) -> None:
         r = self.registry
@@ -91,6 +96,25 @@ class Metrics(EngineObserver):
         self.refused = Counter("medrestore_shed", "Refused for lack of room", ["reason"], registry=r)
         self.changes = Counter("medrestore_model_changes", "Changes of the repository taken up", ["change"], registry=r)
         self.restarts = Counter("medrestore_worker_restarts", "Worker processes started anew", ["device"], registry=r)
+
+    def _declare_jobs(self) -> None:
+        r = self.registry
+        self.job_duration = Histogram(
+            "medrestore_job_duration_seconds",
+            "From a job's first start to its end",
+            ["kind", "state"],
+            buckets=JOB_SECONDS,
+            registry=r,
+        )
+        self.jobs_resumed = Counter(
+            "medrestore_jobs_resumed", "Jobs gone on with after the service died", ["kind"], registry=r
+        )
+
+    def watch_jobs(self, jobs: JobEngine) -> None:
+        """Adds the number of jobs in each state."""
+        gauge = Gauge("medrestore_jobs", "Jobs that are kept, by state", ["state"], registry=self.registry)
+        for state in State:
+            gauge.labels(state).set_function(partial(_count, jobs, state))
 
     def watch(self, engine: Engine, catalogue: Catalogue) -> None:
         """Adds the gauges that are read off the engine and the catalogue at each scrape."""
@@ -137,6 +161,17 @@ class Metrics(EngineObserver):
 
     def worker_restarted(self, device: str) -> None:
         self.restarts.labels(device).inc()
+
+    def job_finished(self, kind: str, state: str, duration_s: float | None) -> None:
+        if duration_s is not None:
+            self.job_duration.labels(kind, state).observe(duration_s)
+
+    def job_resumed(self, kind: str) -> None:
+        self.jobs_resumed.labels(kind).inc()
+
+
+def _count(jobs: JobEngine, state: State) -> float:
+    return float(jobs.counts[state])
 
 
 class _Facts:

@@ -10,10 +10,10 @@ import asyncio
 import math
 import time
 from collections import defaultdict
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -38,7 +38,7 @@ from app.tracing import span
 from models.bundle import Bundle
 from models.errors import ImageTooLarge, OptionError
 from models.imaging.correlation import NoiseCorrelation
-from models.imaging.image import Derivation, Image, Limits
+from models.imaging.image import Derivation, Image, Limits, frame_of
 from models.imaging.tiles import TilePlan, cut, merge, plan_tiles
 from models.imaging.values import from_unit, to_unit
 
@@ -103,7 +103,7 @@ class Stopwatch:
 
 
 @dataclass(frozen=True)
-class _Record:
+class Record:
     """What one frame's restoration measured; levels on the unit scale, changes in stored values."""
 
     clipped: int
@@ -130,37 +130,77 @@ def demand(image: Image, bundle: Bundle, window: int) -> tuple[int, int, int]:
     return max(tiles, image.samples), pixels, 4 * pixels
 
 
+class Frames(Protocol):
+    """Where frames come from and where they go, one by one."""
+
+    async def take(self, index: int) -> Image:
+        """One frame as an image of its own."""
+
+    async def put(self, index: int, frame: Image, record: Record) -> None:
+        """The same frame restored, and what was measured on it. Called in the order of the frames."""
+
+
 async def restore(image: Image, bundle: Bundle, options: Options, run: Runner, limits: Limits = LIMITS) -> Restoration:
     """Denoises or super-resolves an image with one bundle, which `run` runs.
 
     Raises OptionError for options that the task does not have, ImageTooLarge where the result would
     pass the limits, and whatever `run` raises.
     """
+    check(image, bundle, options, limits)
+    watch, frames = Stopwatch(), _Memory(image)
+    records = await restore_frames(frames, range(image.frames), bundle, options, run, watch)
+    assert frames.whole is not None  # a decoded image has at least one frame
+    evidence = summarise(records, image, bundle)
+    derivation = derive(bundle, options, run.backend, run.precision, evidence)
+    return Restoration(frames.whole, derivation, evidence, dict(watch.seconds))
+
+
+def check(image: Image, bundle: Bundle, options: Options, limits: Limits) -> None:
+    """Raises OptionError for options that the task does not have, ImageTooLarge where the result passes the limits."""
     manifest = bundle.manifest
     if manifest.task == "superresolve" and options != Options():
         raise OptionError("strength and sigma belong to denoising; superresolve takes neither")
     if image.pixels[..., 0].size * manifest.scale**2 > limits.pixels:
         raise ImageTooLarge(f"the result would have more than {limits.pixels} pixels")
-    watch = Stopwatch()
-    step = _denoise if manifest.task == "denoise" else _superresolve
-    records: list[_Record] = []
-    whole: Image | None = None
-    for index in range(image.frames):
+
+
+async def restore_frames(
+    frames: Frames, indices: Iterable[int], bundle: Bundle, options: Options, run: Runner, watch: Stopwatch
+) -> list[Record]:
+    """Restores frame after frame; gives what was measured on each. Raises RunFailed and whatever `run` raises."""
+    step = _denoise if bundle.manifest.task == "denoise" else _superresolve
+    records = []
+    for index in indices:
+        frame = await frames.take(index)
         try:
-            restored, record = await step(frame_of(image, index), bundle, options, run, watch)
+            restored, record = await step(frame, bundle, options, run, watch)
         except FloatingPointError as exc:
             raise RunFailed(f"{bundle.reference} gave values that are no numbers") from exc
-        whole = _place(whole, restored, index, image.frames)
+        await frames.put(index, restored, record)
         records.append(record)
-    assert whole is not None  # a decoded image has at least one frame
-    evidence = _summarise(records, image, bundle)
-    return Restoration(whole, _derivation(bundle, options, run, evidence), evidence, dict(watch.seconds))
+    return records
 
 
-def frame_of(image: Image, index: int) -> Image:
-    """One frame as an image of its own; nothing is copied."""
-    padding = None if image.padding is None else image.padding[index : index + 1]
-    return replace(image, pixels=image.pixels[index : index + 1], padding=padding)
+class _Memory:
+    """Frames of an image in memory, put together into another one."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self.whole: Image | None = None
+
+    async def take(self, index: int) -> Image:
+        return frame_of(self._image, index)
+
+    async def put(self, index: int, frame: Image, record: Record) -> None:
+        """Makes the image of all frames at the first one."""
+        if self.whole is None:
+            count = self._image.frames
+            padding = None if self._image.padding is None else np.zeros((count, *frame.pixels.shape[1:3]), bool)
+            pixels = np.empty((count, *frame.pixels.shape[1:]), frame.pixels.dtype)
+            self.whole = replace(frame, pixels=pixels, padding=padding)
+        self.whole.pixels[index] = frame.pixels[0]
+        if self.whole.padding is not None and frame.padding is not None:
+            self.whole.padding[index] = frame.padding[0]
 
 
 def measured(frame: Image) -> Array | None:
@@ -170,7 +210,7 @@ def measured(frame: Image) -> Array | None:
 
 async def _denoise(
     frame: Image, bundle: Bundle, options: Options, run: Runner, watch: Stopwatch
-) -> tuple[Image, _Record]:
+) -> tuple[Image, Record]:
     manifest, mask = bundle.manifest, measured(frame)
     with watch("prepare"):
         planes = (await asyncio.to_thread(to_unit, frame))[0]
@@ -181,7 +221,7 @@ async def _denoise(
     colour = colour_of(parameters, manifest)
     if options.strength == 0:
         level = await asyncio.to_thread(NoiseFunction.of(parameters, manifest).level, planes, mask)
-        return frame, _Record(0, level, level, colour)
+        return frame, Record(0, level, level, colour)
     with watch("restore"):
         more = {"parameters": parameters[None], "strength": np.array([options.strength], np.float32)}
         answer = await _run_tiles(planes, more, bundle, run)
@@ -193,7 +233,7 @@ async def _denoise(
 
 def _finish(
     frame: Image, answer: dict[str, Array], after: NoiseFunction, colour: NoiseCorrelation | None
-) -> tuple[Image, _Record]:
+) -> tuple[Image, Record]:
     """Stored pixels from the network's answer, and what changed where pixels were measured."""
     mask = measured(frame)
     restored, clipped = from_unit(answer["restored"][None], frame)
@@ -201,12 +241,12 @@ def _finish(
     kept = change if mask is None else change[:, mask]
     before, level = rms(answer["noise"], mask), after.level(answer["restored"], mask)
     largest = float(np.abs(kept).max(initial=0))
-    return restored, _Record(clipped, before, level, colour, neighbour_products(change, mask), largest)
+    return restored, Record(clipped, before, level, colour, neighbour_products(change, mask), largest)
 
 
 async def _superresolve(
     frame: Image, bundle: Bundle, options: Options, run: Runner, watch: Stopwatch
-) -> tuple[Image, _Record]:
+) -> tuple[Image, Record]:
     with watch("prepare"):
         planes = (await asyncio.to_thread(to_unit, frame))[0]
     with watch("restore"):
@@ -214,7 +254,7 @@ async def _superresolve(
     with watch("finish"):
         scale = bundle.manifest.scale
         restored, clipped = await asyncio.to_thread(from_unit, answer["restored"][None], frame, scale)
-    return restored, _Record(clipped)
+    return restored, Record(clipped)
 
 
 def plan_for(bundle: Bundle, rows: int, columns: int) -> TilePlan:
@@ -245,18 +285,8 @@ def _join(
     return merge(tiles, plan, bundle.manifest.scale)
 
 
-def _place(whole: Image | None, frame: Image, index: int, count: int) -> Image:
-    """Puts one frame's pixels and padding into the image of all frames, which the first call makes."""
-    if whole is None:
-        padding = None if frame.padding is None else np.empty((count, *frame.padding.shape[1:]), bool)
-        whole = replace(frame, pixels=np.empty((count, *frame.pixels.shape[1:]), frame.pixels.dtype), padding=padding)
-    whole.pixels[index] = frame.pixels[0]
-    if whole.padding is not None and frame.padding is not None:
-        whole.padding[index] = frame.padding[0]
-    return whole
-
-
-def _summarise(records: list[_Record], image: Image, bundle: Bundle) -> Evidence:
+def summarise(records: Sequence[Record], image: Image, bundle: Bundle) -> Evidence:
+    """What was measured on all frames together."""
     clipped, values = sum(record.clipped for record in records), image.values
     if bundle.manifest.task != "denoise":
         return Evidence(values.unit, clipped=clipped)
@@ -277,7 +307,8 @@ def _summarise(records: list[_Record], image: Image, bundle: Bundle) -> Evidence
     )
 
 
-def _derivation(bundle: Bundle, options: Options, run: Runner, evidence: Evidence) -> Derivation:
+def derive(bundle: Bundle, options: Options, backend: str, precision: str, evidence: Evidence) -> Derivation:
+    """How the image came about, as far as files tell it."""
     manifest = bundle.manifest
     chosen = {"strength": options.strength, "sigma": options.sigma} if manifest.task == "denoise" else {}
     return Derivation(
@@ -286,8 +317,8 @@ def _derivation(bundle: Bundle, options: Options, run: Runner, evidence: Evidenc
         model=manifest.name,
         version=manifest.version,
         digest=bundle.digest,
-        backend=run.backend,
-        precision=run.precision,
+        backend=backend,
+        precision=precision,
         options=chosen,
         evidence=_written(evidence),
     )

@@ -29,15 +29,33 @@ RETRY_LATER_S = 5.0  # for 503, where no better estimate exists
 
 def body_of(request_id: str, status: Status, detail: str, **more: Any) -> dict[str, Any]:
     """The members of one problem document; those of `more` that are None are left out."""
+    return _members(f"urn:medrestore:request:{request_id}", status, detail, request_id=request_id, **more)
+
+
+def of_job(job_id: str, error: MedRestoreError) -> dict[str, Any]:
+    """What a failed job tells: the document that a request would have got."""
+    return _members(f"urn:medrestore:job:{job_id}", status_of(error), str(error), **_details(error))
+
+
+def of_job_unexpected(job_id: str) -> dict[str, Any]:
+    """What a job tells that failed for a reason nobody foresaw."""
+    text = "an error inside the service; its log names the place by this job's id"
+    return _members(f"urn:medrestore:job:{job_id}", INTERNAL, text)
+
+
+def _members(instance: str, status: Status, detail: str, **more: Any) -> dict[str, Any]:
     standard = {
         "type": TYPE_PREFIX + status.slug,
         "title": status.title,
         "status": status.code,
         "detail": detail,
-        "instance": f"urn:medrestore:request:{request_id}",
-        "request_id": request_id,
+        "instance": instance,
     }
     return standard | {key: value for key, value in more.items() if value is not None}
+
+
+def _details(error: MedRestoreError) -> dict[str, Any]:
+    return {"reason": getattr(error, "reason", None), "available": getattr(error, "available", None)}
 
 
 def problem(
@@ -62,9 +80,8 @@ def of_error(request: Request, error: MedRestoreError) -> Response:
         headers |= {"X-Queue-Position": str(error.position), "X-Queue-Seconds": f"{error.wait_s:.3f}"}
     if status.code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         headers["Connection"] = "close"  # the rest of the body was not read
-    more = {"reason": getattr(error, "reason", None), "available": getattr(error, "available", None)}
     request.scope["problem"] = status.slug
-    return problem(id_of(request), status, str(error), headers, retry_after_s=wait_s, **more)
+    return problem(id_of(request), status, str(error), headers, retry_after_s=wait_s, **_details(error))
 
 
 def of_validation(request: Request, error: RequestValidationError) -> Response:

@@ -1,4 +1,4 @@
-"""The two ways to run a graph: through the engine's queue (service), or at once (command line)."""
+"""The ways to run a graph: through the engine's queue (service, jobs), or at once (command line)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from app.admission import Admission
 from app.backends.base import Array, Backend
 from app.batching import Engine
+from app.errors import NotReady, QueueFull
 from app.tracing import ran
 from app.work import Cancellation, Priority, WorkItem
+
+BULK_WAIT_S = 1.0
 
 
 class EngineRunner:
@@ -65,6 +68,30 @@ class EngineRunner:
         self.run_s += answer.run_s
         ran(answer.queue_s, answer.run_s)
         return answer.arrays
+
+
+class BulkRunner:
+    """Runs a job's graphs through the queue behind everything that somebody waits for, however long that takes.
+
+    Where the queue is full or no worker is ready, it waits. No deadline, no room booked in advance.
+    """
+
+    def __init__(self, engine: Engine, digest: str, precision: str, window: int) -> None:
+        self.backend = engine.config.backends[precision]
+        self.precision = precision
+        self._engine = engine
+        self._digest = digest
+        self._window = asyncio.Semaphore(window)
+
+    async def __call__(self, graph: str, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
+        """See `app.noise.Runner`. Raises what `Engine.submit` raises, but for QueueFull and NotReady."""
+        item = WorkItem(self._digest, graph, arrays, precision=self.precision, priority=Priority.BULK)
+        async with self._window:
+            while True:
+                try:
+                    return (await self._engine.submit(item)).arrays
+                except (QueueFull, NotReady) as refusal:
+                    await asyncio.sleep(min(getattr(refusal, "retry_after_s", BULK_WAIT_S), BULK_WAIT_S))
 
 
 class LocalRunner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -178,3 +179,79 @@ class Problem(BaseModel):
     detail: str = Field(description="what was wrong and what to do; never image content")
     instance: str = Field(examples=["urn:medrestore:request:6d1f5c0e"])
     request_id: str = Field(description="also in the header X-Request-Id and in the service's log")
+
+
+class JobQuery(_Query):
+    """Options of `POST /jobs`: those of the route of the same name as the task."""
+
+    task: Literal["denoise", "superresolve"]
+    scale: Literal["2", "4"] | None = Field(default=None, description="superresolve only, which needs it")
+    model: ModelName
+    strength: float | None = Field(default=None, ge=0, le=1.5, description="denoise only; 1 where left out")
+    sigma: float | None = Field(default=None, gt=0, description="denoise only; as for `POST /denoise`")
+    precision: Precision
+
+
+class JobsQuery(_Query):
+    """Options of `GET /jobs`."""
+
+    limit: int = Field(default=20, ge=1, le=100, description="how many, newest first")
+
+
+class RestorationFacts(BaseModel):
+    """What the headers of `POST /denoise` and `POST /superresolve` tell."""
+
+    model: str = Field(examples=["denoise@1"])
+    model_digest: str
+    backend: str
+    precision: str
+    noise_before: float | None = Field(description="RMS, in `noise_unit`; null for superresolve, as the next six")
+    noise_after: float | None
+    noise_correlation: list[float] | None = Field(description="one pixel across, one down, two across, two down")
+    removed_rms: float | None
+    removed_max: float | None
+    removed_correlation: list[float] | None
+    in_trained_range: bool | None
+    noise_unit: str
+    clip_count: int
+    input_lossy: bool
+    input_notes: list[str]
+
+
+class JobProblem(BaseModel):
+    """Why a job failed (RFC 9457)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str = Field(examples=["urn:medrestore:job:6d1f5c0e"])
+
+
+class JobStatus(BaseModel):
+    """How a job is."""
+
+    id: str
+    state: Literal["queued", "running", "done", "failed", "cancelled"]
+    task: str = Field(examples=["denoise"])
+    scale: int
+    model: str = Field(description="name@version, as it was when the job was accepted")
+    frames_done: int
+    frames: int | None
+    progress: float = Field(description="share of the frames that are done, 0 to 1")
+    attempts: int = Field(description="runs begun; more than 1 where something went wrong on the way")
+    created: datetime
+    started: datetime | None = Field(description="of the first run")
+    finished: datetime | None
+    facts: RestorationFacts | None = Field(description="where the job is done")
+    problem: JobProblem | None = Field(description="where the job failed: what `POST /denoise` would have answered")
+    result: str | None = Field(description="path of the restored image, where the job is done")
+    events: str = Field(description="path of the stream of this document's changes")
+
+
+class JobList(BaseModel):
+    """Answer of `GET /jobs`."""
+
+    jobs: list[JobStatus]

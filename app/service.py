@@ -232,6 +232,11 @@ class Service:
         self.metrics.tile_pixels.labels("useful").inc(useful)
         self.metrics.tile_pixels.labels("padding").inc(given - useful)
 
+    def book(self, task: str, image: Image, evidence: Evidence) -> None:
+        """Counts an image that a job restored; its stages took no caller's time."""
+        self.metrics.pixels.labels(task).inc(image.pixels[..., 0].size)
+        self._book_evidence(evidence, image)
+
     def _book_evidence(self, evidence: Evidence, image: Image) -> None:
         self.metrics.clipped.inc(evidence.clipped)
         if evidence.noise_before is not None:

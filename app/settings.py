@@ -83,6 +83,23 @@ class Settings(BaseSettings):
         description="answers of restoring kept for who sends the same again, bytes; 0 keeps none, so that no image "
         "outlives its request. Above 0, equal requests under way are also worked once",
     )
+    jobs: Path | None = Field(
+        default=None, description="folder of durable jobs, which keeps images on disk; unset, there are no jobs"
+    )
+    job_bytes: PositiveInt = Field(default=4 * 1024**3, description="largest body of a job, bytes")
+    job_pixels: PositiveInt = Field(
+        default=2_000_000_000, description="largest image of a job and its result, rows x columns x frames"
+    )
+    job_frames: PositiveInt = Field(default=20_000, description="most frames of a job's image")
+    job_workers: PositiveInt = Field(default=1, description="jobs worked on at one time")
+    job_count: PositiveInt = Field(default=1000, description="jobs waiting and running; one more is answered 429")
+    job_disk_bytes: PositiveInt = Field(
+        default=64 * 1024**3, description="files of all jobs, bytes; more is answered 507"
+    )
+    job_free_bytes: NonNegativeInt = Field(default=2 * 1024**3, description="left free on the jobs' disk, bytes")
+    job_keep_s: PositiveFloat = Field(
+        default=86400.0, description="finished jobs and their results are deleted after, seconds"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="lowest level that is logged"
     )
@@ -100,6 +117,11 @@ class Settings(BaseSettings):
     def limits(self) -> Limits:
         """The limits that decoding checks."""
         return Limits(bytes=self.limit_bytes, pixels=self.limit_pixels, frames=self.limit_frames)
+
+    @property
+    def job_limits(self) -> Limits:
+        """The limits of a job's file; one frame of it is within `limits`."""
+        return Limits(bytes=self.job_bytes, pixels=self.job_pixels, frames=self.job_frames)
 
     @classmethod
     def settings_customise_sources(

@@ -5,7 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from app.body import FIELD
-from app.errors import STATUSES, DeadlineExceeded, InvalidBody, NotAcceptable, NotReady, QueueFull, RunFailed
+from app.errors import (
+    STATUSES,
+    DeadlineExceeded,
+    DiskFull,
+    InvalidBody,
+    JobNotFound,
+    JobsUnavailable,
+    NoResult,
+    NotAcceptable,
+    NotReady,
+    QueueFull,
+    RunFailed,
+)
 from app.problem import MEDIA_TYPE, body_of
 from app.schemas import Problem
 from models.errors import (
@@ -114,4 +126,33 @@ IMAGE_ANSWER: dict[int | str, dict[str, Any]] = {
         available=["image/png"],
     ),
     **PROBLEMS,
+}
+_NO_JOB = _problem("No such job", JobNotFound, "no such job; it was deleted, or its time to be kept is over")
+_NO_JOBS = _problem("Jobs are switched off here", JobsUnavailable, "jobs are switched off here: set `jobs` to a folder")
+_DISK_FULL = _problem("No room for the job's files", DiskFull, "the jobs' disk is full", retry_after_s=60)
+JOB_PROBLEMS: dict[int | str, dict[str, Any]] = {404: _NO_JOB, 422: OPTION_PROBLEM, 503: _NO_JOBS}
+JOB_DELETED: dict[int | str, dict[str, Any]] = {**JOB_PROBLEMS}
+JOB_ACCEPTED: dict[int | str, dict[str, Any]] = {
+    202: {
+        "description": "The job is on the disk, and will be done",
+        "headers": {
+            "Location": _header("path of the job", "/jobs/0b62..."),
+            "Retry-After": _header("seconds until it is worth looking again", "5"),
+        },
+    },
+    **{code: PROBLEMS[code] for code in (400, 404, 413, 415, 422, 429, 503)},
+    406: IMAGE_ANSWER[406],
+    507: _DISK_FULL,
+}
+JOB_EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Events until the job has ended", "content": {"text/event-stream": _TEXT}},
+    204: {"description": "The job has ended, and the caller has seen it"},
+    **JOB_PROBLEMS,
+}
+JOB_RESULT: dict[int | str, dict[str, Any]] = {
+    200: IMAGE_ANSWER[200],
+    409: _problem(
+        "The job has no result", NoResult, "the job is running: only a job that is done has a result", reason="running"
+    ),
+    **JOB_PROBLEMS,
 }

@@ -6,12 +6,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
+from app.facts import fact_headers, facts_of
 from app.pipeline import Options
 from app.routes.documentation import IMAGE_ANSWER, IMAGE_BODY
 from app.routes.exchange import exchange, server_timing
 from app.schemas import CallHeaders, DenoiseQuery, SuperresolveQuery
 from app.service import Job, Product
-from models.imaging.correlation import NoiseCorrelation
 
 router = APIRouter(tags=["images"])
 
@@ -46,45 +46,14 @@ def _answer(product: Product, receive_s: float) -> Response:
 
 def headers_of(product: Product, receive_s: float) -> dict[str, str]:
     """What the headers of an answer tell."""
-    evidence, making = product.evidence, product.making
-    facts = {
-        "X-Model": making.model,
-        "X-Model-Digest": making.digest,
-        "X-Backend": making.backend,
-        "X-Precision": making.precision,
-        "X-Noise-Before": _number(evidence.noise_before),
-        "X-Noise-After": _number(evidence.noise_after),
-        "X-Noise-Correlation": _numbers(_lags(evidence.noise_correlation)),
-        "X-Removed-RMS": _number(evidence.removed_rms),
-        "X-Removed-Max": _number(evidence.removed_max),
-        "X-Removed-Correlation": _numbers(evidence.removed_correlation),
-        "X-In-Trained-Range": None if evidence.in_trained_range is None else str(evidence.in_trained_range).lower(),
-        "X-Noise-Unit": _word(evidence.unit),
-        "X-Clip-Count": str(evidence.clipped),
-        "X-Input-Lossy": str(making.lossy).lower(),
-        "X-Input-Notes": "; ".join(making.notes) or None,
+    making = product.making
+    made = making.model, making.digest, making.backend, making.precision
+    headers = {
+        **fact_headers(facts_of(product.evidence, *made, making.lossy, making.notes)),
         "X-Queue-Position": str(making.position),
         "X-Queue-Seconds": f"{making.wait_s:.3f}",
-        "X-Cache": making.cache,
         "Content-Digest": product.content_digest,
         "Server-Timing": server_timing({"receive": receive_s, **making.timings}),
         "Vary": "Accept",
     }
-    return {name: value for name, value in facts.items() if value is not None}
-
-
-def _lags(correlation: NoiseCorrelation | None) -> tuple[float, ...] | None:
-    return (correlation.x1, correlation.y1, correlation.x2, correlation.y2) if correlation else None
-
-
-def _number(value: float | None) -> str | None:
-    return None if value is None else f"{value:.6g}"
-
-
-def _numbers(values: tuple[float, ...] | None) -> str | None:
-    return None if values is None else ", ".join(f"{value:.3f}" for value in values)
-
-
-def _word(unit: str) -> str:
-    """A unit out of a file, as far as a header may hold it (RFC 9110, section 5.5)."""
-    return "".join(c for c in unit if " " <= c <= "~").strip() or "unnamed"
+    return headers if making.cache is None else headers | {"X-Cache": making.cache}

@@ -77,6 +77,14 @@ class Image:
         return replace(self, pixels=pixels, spacing_mm=spacing, padding=padding)
 
 
+def frame_of(image: Image, index: int) -> Image:
+    """One frame as an image of its own, without `padding` where it has none; nothing is copied."""
+    padding = None if image.padding is None else image.padding[index : index + 1]
+    if padding is not None and not padding.any():
+        padding = None
+    return replace(image, pixels=image.pixels[index : index + 1], padding=padding)
+
+
 @dataclass(frozen=True)
 class Derivation:
     """What was done to an image: written into a derived DICOM object, hashed into its UIDs."""

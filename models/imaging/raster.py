@@ -83,12 +83,17 @@ def make_image(
     """
     low, high = _storable(pixels.dtype)
     if np.issubdtype(pixels.dtype, np.floating):
-        if bad := int(np.count_nonzero(~np.isfinite(pixels))):
-            raise NonFinitePixels(f"{bad} of {pixels.size} samples are NaN or infinite; replace them first")
+        check_finite(int(np.count_nonzero(~np.isfinite(pixels))), pixels.size)
         values = float_values(pixels, inverted)
     else:
         values = integer_values(pixels.dtype, inverted)
     return Image(pixels, values, format, low, high, spacing_mm, lossy=lossy, source=source)
+
+
+def check_finite(bad: int, samples: int) -> None:
+    """Raises NonFinitePixels where some of the samples are `bad`."""
+    if bad:
+        raise NonFinitePixels(f"{bad} of {samples} samples are NaN or infinite; replace them first")
 
 
 def _storable(dtype: np.dtype[Any]) -> tuple[float, float]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import BytesIO
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tifffile
@@ -85,12 +85,18 @@ def encode_tiff(image: Image) -> bytes:
     An image whose smallest value is white is written as MINISWHITE. Deflate where the input was a
     compressed TIFF, uncompressed otherwise.
     """
+    stream = BytesIO()
+    write_tiff(stream, image, image.pixels)
+    return stream.getvalue()
+
+
+def write_tiff(stream: BinaryIO, image: Image, frames: Iterable[Array]) -> None:
+    """The same into a file, with the image's frames (rows, columns, samples) given one by one."""
     source = source_of(image)
     grey = "miniswhite" if image.values.scale < 0 else "minisblack"
     spacing = image.spacing_mm
-    stream = BytesIO()
     with tifffile.TiffWriter(stream, byteorder="<", bigtiff=image.pixels.nbytes > 2**32 - 2**25) as writer:
-        for frame in image.pixels:
+        for frame in frames:
             pixels = np.ascontiguousarray(frame if image.samples == 3 else frame[..., 0])
             writer.write(
                 _strips(pixels) if source.compressed else pixels,
@@ -107,7 +113,6 @@ def encode_tiff(image: Image) -> bytes:
                 metadata=None,
                 maxworkers=1,
             )
-    return stream.getvalue()
 
 
 def _strip_rows(pixels: Array) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.server import Server
+from tests.e2e.server import Server, switch_jobs_on
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,7 +31,9 @@ def start(tmp_path: Path, built_repository: Path) -> Iterator[Callable[..., Serv
 @pytest.fixture(scope="session")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server as `make serve` starts it, on the bundles that are shipped."""
-    server = Server(tmp_path_factory.mktemp("shipped"))
+    folder = tmp_path_factory.mktemp("shipped")
+    switch_jobs_on(folder)
+    server = Server(folder)
     server.wait_ready()
     yield server
     server.close()

@@ -57,6 +57,11 @@ class Server:
             self.stop()
 
 
+def switch_jobs_on(folder: Path) -> None:
+    """Has a server that will be started in the folder take jobs."""
+    (folder / "medrestore.toml").write_text('jobs = "jobs"\njob_free_bytes = 0\n')
+
+
 def free_port() -> int:
     """A TCP port that nobody listens on now."""
     with socket.socket() as probe:

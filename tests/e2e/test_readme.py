@@ -15,7 +15,8 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from skimage import data
 
-from tests.e2e.server import ROOT, Server
+from tests.dicom_objects import enhanced, file_of
+from tests.e2e.server import ROOT, Server, switch_jobs_on
 
 ADDRESS = "http://127.0.0.1:8000"
 EXAMPLES = re.findall(r"^```bash example\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -29,7 +30,9 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield request.getfixturevalue("shipped")
         return
     repository = request.getfixturevalue("built_repository")
-    tiny = Server(tmp_path_factory.mktemp("tiny"), "--repository", str(repository))
+    folder = tmp_path_factory.mktemp("tiny")
+    switch_jobs_on(folder)
+    tiny = Server(folder, "--repository", str(repository))
     tiny.wait_ready()
     yield tiny
     tiny.close()
@@ -47,6 +50,7 @@ def folder(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tifffile.imwrite(folder / "scan.tiff", noisy.astype(np.float32))
     shutil.copy(get_testdata_file("CT_small.dcm", download=False), folder / "ct.dcm")
     shutil.copy(get_testdata_file("examples_rgb_color.dcm", download=False), folder / "ultrasound.dcm")
+    (folder / "series.dcm").write_bytes(file_of(enhanced(3, (2.0,) * 3)))
     for script in EXAMPLES:
         command = ["bash", "-euo", "pipefail", "-c", script.replace(ADDRESS, server.url)]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
@@ -54,9 +58,9 @@ def folder(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_there_are_five_examples_for_curl() -> None:
-    assert len(EXAMPLES) == 5
-    assert all(ADDRESS in script and script.startswith("curl ") for script in EXAMPLES)
+def test_there_are_six_examples_for_curl() -> None:
+    assert len(EXAMPLES) == 6
+    assert all(ADDRESS in script and "curl " in script for script in EXAMPLES)
 
 
 def test_png_keeps_its_16_bits(folder: Path) -> None:
@@ -95,6 +99,13 @@ def test_ultrasound_is_twice_as_large_and_in_colour(folder: Path) -> None:
     before = pydicom.dcmread(folder / "ultrasound.dcm")
     after = np.array(Image.open(io.BytesIO((folder / "ultrasound_x2.png").read_bytes())))
     assert after.shape == (2 * before.Rows, 2 * before.Columns, 3)
+
+
+def test_series_comes_back_whole_from_a_job(folder: Path) -> None:
+    before, after = (pydicom.dcmread(folder / name) for name in ("series.dcm", "series_denoised.dcm"))
+    assert after.NumberOfFrames == before.NumberOfFrames == 3
+    assert json.loads((folder / "job.json").read_text())["frames"] == 3
+    assert "event: done" in (folder / "events.txt").read_text()
 
 
 def test_noise_report_is_json_in_hu(folder: Path) -> None:

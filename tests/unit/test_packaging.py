@@ -97,6 +97,17 @@ def test_bare_compose_up_serves_hardened_and_on_loopback_alone() -> None:
     assert services["medrestore"]["ports"] == ["127.0.0.1:${PORT:-8000}:8000"]
 
 
+def test_jobs_have_a_folder_that_the_ordinary_user_may_write_and_that_outlives_the_container() -> None:
+    text, compose = read("docker/Dockerfile"), yaml.safe_load(read("docker-compose.yml"))
+    folders = {service["environment"]["MEDRESTORE_JOBS"] for service in compose["services"].values()}
+    assert folders == {"/var/lib/medrestore/jobs"}
+    assert "install -d -o medrestore -g medrestore -m 700 /var/lib/medrestore" in text
+    mounts = [mount for service in compose["services"].values() for mount in service["volumes"]]
+    assert [mount.partition(":")[2] for mount in mounts] == ["/var/lib/medrestore"] * 2
+    assert len(set(mounts)) == 2  # a folder of jobs belongs to one service
+    assert {mount.partition(":")[0] for mount in mounts} == set(compose["volumes"])
+
+
 def test_ci_override_changes_only_services_that_exist() -> None:
     names = [set(yaml.safe_load(read(name))["services"]) for name in COMPOSE]
     assert names[1] <= names[0]

@@ -42,6 +42,15 @@ def extract_embedded_overlays(dataset: Dataset, raw: Array) -> None:
             dataset[Tag(group, _BITS_ALLOCATED)] = DataElement(Tag(group, _BITS_ALLOCATED), "US", 1)
 
 
+def has_embedded_overlays(dataset: Dataset) -> bool:
+    """Whether some plane lies in the pixels' unused bits."""
+    return any(
+        Tag(group, _DATA) not in dataset and int(dataset[group, _BIT_POSITION].value or 0) >= dataset.BitsStored
+        for group in overlay_groups(dataset)
+        if Tag(group, _BIT_POSITION) in dataset
+    )
+
+
 def drop_statistics(dataset: Dataset) -> None:
     """Removes ROIMean and ROIStandardDeviation: they describe the pixels before restoration."""
     for group in overlay_groups(dataset):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from io import BufferedIOBase
 from typing import Any
 
 import numpy as np
@@ -29,9 +31,9 @@ def decode_pixels(dataset: Dataset) -> Array:
     """
     syntax = SYNTAXES[dataset.file_meta.TransferSyntaxUID]
     if syntax.coding == "native":
-        _check_native_length(dataset)
+        check_native_length(dataset, len(dataset.PixelData))
     else:
-        _check_frames(dataset, syntax)
+        check_frames(dataset, generate_frames(dataset.PixelData, number_of_frames=image_size(dataset)[2]))
     rows, columns, frames = image_size(dataset)
     array, photometric = _decode(dataset, syntax)
     array = array.reshape(frames, rows, columns, dataset.SamplesPerPixel)
@@ -40,16 +42,20 @@ def decode_pixels(dataset: Dataset) -> Array:
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
 
 
-def write_pixels(dataset: Dataset, pixels: Array) -> None:
-    """Puts (frames, rows, columns, samples) into `dataset` as native little-endian pixel data."""
-    _, rows, columns, samples = pixels.shape
+def native_bytes(pixels: Array) -> bytes:
+    """Native little-endian pixel data of (frames, rows, columns, samples), without the padding byte."""
+    return pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def put_pixels(dataset: Dataset, shape: tuple[int, ...], data: bytes | BufferedIOBase) -> None:
+    """Makes `native_bytes` of an array of this shape, or a file of them, the pixel data of `dataset`."""
+    _, rows, columns, samples = shape
     dataset.Rows, dataset.Columns = rows, columns
     if samples == 3:
         dataset.PhotometricInterpretation = "RGB"
         dataset.PlanarConfiguration = 0
-    data = pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
     vr = "OW" if dataset.BitsAllocated > 8 else "OB"
-    dataset[_PIXEL_DATA] = DataElement(_PIXEL_DATA, vr, data + b"\0" * (len(data) % 2))
+    dataset[_PIXEL_DATA] = DataElement(_PIXEL_DATA, vr, data)
 
 
 def is_lossy(dataset: Dataset) -> bool:
@@ -63,24 +69,24 @@ def is_lossy(dataset: Dataset) -> bool:
     return not read_codestream(frame, syntax.coding).reversible
 
 
-def _frame_bytes(dataset: Dataset) -> int:
+def frame_bytes(dataset: Dataset) -> int:
     """Bytes of one native frame; YBR_FULL_422 shares its colour between two pixels (C.7.6.3.1.2)."""
     rows, columns, _ = image_size(dataset)
     samples = 2 if dataset.PhotometricInterpretation == "YBR_FULL_422" else dataset.SamplesPerPixel
     return int(rows * columns * samples * dataset.BitsAllocated // 8)
 
 
-def _check_native_length(dataset: Dataset) -> None:
-    expected = _frame_bytes(dataset) * image_size(dataset)[2]
-    if len(dataset.PixelData) < expected:
-        raise CorruptImage(f"truncated: {len(dataset.PixelData)} bytes of pixel data where {expected} are needed")
+def check_native_length(dataset: Dataset, length: int) -> None:
+    """Whether so many bytes hold every native frame. Raises CorruptImage."""
+    expected = frame_bytes(dataset) * image_size(dataset)[2]
+    if length < expected:
+        raise CorruptImage(f"truncated: {length} bytes of pixel data where {expected} are needed")
 
 
-def _check_frames(dataset: Dataset, syntax: Syntax) -> None:
+def check_frames(dataset: Dataset, packed: Iterable[bytes]) -> None:
     """Every compressed frame there, whole, and of the size and depth that the dataset promises."""
-    frames = image_size(dataset)[2]
-    found = 0
-    for frame in generate_frames(dataset.PixelData, number_of_frames=frames):
+    syntax, frames, found = SYNTAXES[dataset.file_meta.TransferSyntaxUID], image_size(dataset)[2], 0
+    for frame in packed:
         found += 1
         if syntax.coding == "rle":
             check_run_lengths(frame, dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * 2)

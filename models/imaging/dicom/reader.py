@@ -34,22 +34,26 @@ def decode_dicom(data: bytes, limits: Limits = Limits()) -> Image:  # noqa: B008
         raw = decode_pixels(dataset)
         lossy = is_lossy(dataset)
         _declare(dataset, raw, lossy)
-        pixels, padding = _separate_padding(dataset, raw)
-        low, high = stored_range(dataset)
-        return Image(
-            pixels=pixels,
-            values=value_map(dataset),
-            format="dicom",
-            minimum=low,
-            maximum=high,
-            spacing_mm=spacing_mm(dataset),
-            padding=padding,
-            lossy=lossy,
-            source=dataset,
-        )
+        return image_of(dataset, *separate_padding(dataset, raw), lossy)
 
 
-def _separate_padding(dataset: Dataset, raw: Array) -> tuple[Array, Array | None]:
+def image_of(dataset: Dataset, pixels: Array, padding: Array | None, lossy: bool) -> Image:
+    """The image of a dataset without its pixel data."""
+    low, high = stored_range(dataset)
+    return Image(
+        pixels=pixels,
+        values=value_map(dataset),
+        format="dicom",
+        minimum=low,
+        maximum=high,
+        spacing_mm=spacing_mm(dataset),
+        padding=padding,
+        lossy=lossy,
+        source=dataset,
+    )
+
+
+def separate_padding(dataset: Dataset, raw: Array) -> tuple[Array, Array | None]:
     """Pixels without their unused bits, and where they are padding.
 
     A padding value may use bits above BitsStored (63536 in 12 stored bits): it is recognised before
@@ -64,15 +68,20 @@ def _separate_padding(dataset: Dataset, raw: Array) -> tuple[Array, Array | None
 
 def _declare(dataset: Dataset, raw: Array, lossy: bool) -> None:
     """Makes the header say, independently of how the pixels were coded, what a derived object must keep."""
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if lossy and dataset.get("LossyImageCompression") != "01":
-        dataset.LossyImageCompression = "01"
-        dataset.LossyImageCompressionRatio = round(raw.nbytes / len(dataset.PixelData), 2)
-        dataset.LossyImageCompressionMethod = SYNTAXES[syntax].method
+    if lossy:
+        declare_loss(dataset, raw.nbytes / len(dataset.PixelData))
     del dataset.PixelData
-    if not syntax.is_little_endian:
+    if not dataset.file_meta.TransferSyntaxUID.is_little_endian:
         _swap_words(dataset)
     extract_embedded_overlays(dataset, raw)
+
+
+def declare_loss(dataset: Dataset, ratio: float) -> None:
+    """Flags pixels that were compressed with loss, to one `ratio`-th of their bytes, where the header does not."""
+    if dataset.get("LossyImageCompression") != "01":
+        dataset.LossyImageCompression = "01"
+        dataset.LossyImageCompressionRatio = round(ratio, 2)
+        dataset.LossyImageCompressionMethod = SYNTAXES[dataset.file_meta.TransferSyntaxUID].method
 
 
 def _swap_words(dataset: Dataset) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from copy import deepcopy
 from datetime import datetime
-from io import BytesIO
+from io import BufferedIOBase, BytesIO
+from typing import BinaryIO
 
 from pydicom import dcmwrite
 from pydicom.dataelem import RawDataElement
@@ -17,7 +18,7 @@ from models.imaging.dicom.geometry import magnify_geometry
 from models.imaging.dicom.identity import implementation_uid
 from models.imaging.dicom.mapping import keep_out_of_padding
 from models.imaging.dicom.overlay import drop_statistics
-from models.imaging.dicom.pixel import write_pixels
+from models.imaging.dicom.pixel import native_bytes, put_pixels
 from models.imaging.dicom.provenance import record_derivation
 from models.imaging.dicom.quiet import quiet
 from models.imaging.dicom.tree import walk
@@ -59,6 +60,18 @@ def encode_dicom(image: Image, derivation: Derivation, now: datetime | None = No
     """
     if not isinstance(image.source, Dataset):
         raise OptionError("only an image that was sent as DICOM can be answered as DICOM")
+    stream = BytesIO()
+    with quiet("written"):
+        _magnification(image, derivation)
+        data = native_pixels(image)
+        write_dicom(stream, image, derivation, data + b"\0" * (len(data) % 2), now)
+    return stream.getvalue()
+
+
+def write_dicom(
+    stream: BinaryIO, image: Image, derivation: Derivation, data: bytes | BufferedIOBase, now: datetime | None = None
+) -> None:
+    """The same into a file, with pixel data of the image's shape and type (`native_pixels`) that may be a file too."""
     with quiet("written"):
         source: Dataset = image.source
         scale = _magnification(image, derivation)
@@ -67,8 +80,13 @@ def encode_dicom(image: Image, derivation: Derivation, now: datetime | None = No
         if scale > 1:
             magnify_geometry(dataset, scale)
         record_derivation(dataset, source, derivation, now)
-        write_pixels(dataset, keep_out_of_padding(dataset, image.pixels, image.padding))
-        return _write(dataset)
+        put_pixels(dataset, image.pixels.shape, data)
+        _write(stream, dataset)
+
+
+def native_pixels(image: Image) -> bytes:
+    """The pixel data of a derived object, of all its frames or of some."""
+    return native_bytes(keep_out_of_padding(image.source, image.pixels, image.padding))
 
 
 def _magnification(image: Image, derivation: Derivation) -> int:
@@ -100,7 +118,7 @@ def _strip(dataset: Dataset) -> None:
         drop_statistics(level)
 
 
-def _write(dataset: Dataset) -> bytes:
+def _write(stream: BinaryIO, dataset: Dataset) -> None:
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
@@ -108,6 +126,4 @@ def _write(dataset: Dataset) -> bytes:
     meta.ImplementationClassUID = implementation_uid()
     meta.ImplementationVersionName = "MEDRESTORE"
     dataset.file_meta = meta
-    stream = BytesIO()
     dcmwrite(stream, dataset, implicit_vr=False, little_endian=True, enforce_file_format=True)
-    return stream.getvalue()

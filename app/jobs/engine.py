@@ -1,0 +1,353 @@
+"""Durable jobs: what was accepted is done, whatever happens to the service meanwhile.
+
+The engine knows nothing of images. A job has a kind, which names a handler, and JSON parameters; the
+handler works in the job's own folder, tells its progress, and gives JSON as its outcome. It may be
+called again after a failure, a stop or a death of the service, and goes on from what its folder holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import random
+import sqlite3
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from app.errors import (
+    BackendUnavailable,
+    DiskFull,
+    JobAbandoned,
+    JobNotFound,
+    NotReady,
+    QueueFull,
+    WorkerLost,
+)
+from app.jobs.folder import JobFolder
+from app.jobs.store import Job, State, Store
+from app.log import event, places
+from app.problem import of_job, of_job_unexpected
+from models.errors import MedRestoreError, OptionError
+
+T = TypeVar("T")
+
+RETRIED = (QueueFull, NotReady, WorkerLost, DiskFull, BackendUnavailable)  # may go well another time
+SWEEP_S, STORE_RETRY_S = 60.0, 10.0
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """How the engine runs."""
+
+    workers: int = 1  # jobs at one time
+    unfinished: int = 1000  # most jobs that wait or run
+    keep_s: float = 86400.0  # finished jobs and their files are deleted after
+    attempts: int = 5  # runs of a job whose failure may pass
+    deaths: int = 3  # of the service during a job, after which it is given up
+    backoff_s: float = 2.0  # before the second attempt, doubled before each further one
+    backoff_most_s: float = 300.0
+
+
+class JobObserver:
+    """Called on the event loop for metrics; override what is published."""
+
+    def job_finished(self, kind: str, state: str, duration_s: float | None) -> None:
+        """A job reached an end state; the duration is from its first start."""
+
+    def job_resumed(self, kind: str) -> None:
+        """A job that was running when the service died goes on."""
+
+
+class Run:
+    """What a handler gets: one run of one job."""
+
+    def __init__(self, job: Job, folder: Path, advance: Callable[[int, int], Awaitable[None]]) -> None:
+        self.id = job.id
+        self.parameters = job.parameters
+        self.folder = folder
+        self._advance = advance
+
+    async def progress(self, done: int, total: int) -> None:
+        """Tells how far the work is, in steps of the handler's own."""
+        await self._advance(done, total)
+
+
+Handler = Callable[[Run], Awaitable[dict[str, Any]]]
+
+
+class JobEngine:
+    """Takes jobs, runs them, and tells how they are. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        folder: JobFolder,
+        handlers: Mapping[str, Handler],
+        config: JobConfig = JobConfig(),
+        observer: JobObserver | None = None,
+    ) -> None:
+        self.folder = folder
+        self.config = config
+        self.intake = asyncio.Lock()  # for callers: one at a time judges what came in, which may take memory
+        self._handlers = handlers
+        self._observer = observer or JobObserver()
+        self._store: Store
+        self._counts: dict[State, int] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._workers: list[asyncio.Task[None]] = []
+        self._sweeper: asyncio.Task[None]
+        self._bells: dict[str, set[asyncio.Event]] = {}  # rung when a job changes
+        self._work = asyncio.Event()  # set when there may be something to run
+        self._stopping = False
+
+    # -- life ---------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Takes the folder and goes on where the last service was. Raises JobsUnavailable."""
+        await asyncio.to_thread(self.folder.open)
+        try:
+            self._store = await asyncio.to_thread(Store, self.folder.root / "jobs.sqlite3")
+        except BaseException:
+            self.folder.close()
+            raise
+        for job in await self._ask(self._store.recover):
+            await self._resume(job)
+        known = await self._ask(self._store.ids)
+        await asyncio.to_thread(self.folder.delete_strangers, known)
+        await self._count()
+        self._workers = [asyncio.create_task(self._serve(), name="jobs") for _ in range(self.config.workers)]
+        self._sweeper = asyncio.create_task(self._sweep(), name="jobs that are over")
+
+    async def stop(self) -> None:
+        """Puts running jobs back into the queue and ends every `watch`."""
+        self.close()
+        self._work.set()
+        self._sweeper.cancel()
+        for task in self._running.values():
+            task.cancel()
+        await asyncio.gather(self._sweeper, *self._workers, return_exceptions=True)
+        self._store.close()
+        self.folder.close()
+
+    def close(self) -> None:
+        """Ends every `watch`, and starts no more jobs; those that run go on until `stop`."""
+        self._stopping = True
+        for id in list(self._bells):
+            self._ring(id)
+
+    async def _resume(self, job: Job) -> None:
+        if job.deaths >= self.config.deaths:
+            await self._finish(job, State.FAILED, problem=of_job(job.id, JobAbandoned(job.deaths)))
+            return
+        event("job resumed", job=job.id, kind=job.kind, deaths=job.deaths, steps=job.progress)
+        self._observer.job_resumed(job.kind)
+
+    # -- callers ------------------------------------------------------------------------------
+
+    @property
+    def counts(self) -> Mapping[State, int]:
+        """Jobs by state."""
+        return self._counts
+
+    @staticmethod
+    def new_id() -> str:
+        """An identifier that tells nothing."""
+        return uuid.uuid4().hex
+
+    def check(self) -> None:
+        """Whether one job more may wait. Raises QueueFull."""
+        unfinished = self._counts[State.QUEUED] + self._counts[State.RUNNING]
+        if unfinished >= self.config.unfinished:
+            raise QueueFull("jobs", 60.0)
+
+    async def submit(
+        self, id: str, kind: str, parameters: dict[str, Any], total: int | None = None, key: str | None = None
+    ) -> Job:
+        """Queues a job whose folder holds what its handler needs. Once this returns, the job survives anything.
+
+        Where `key` was used before, that job is given and this folder deleted. Raises OptionError
+        where it was used for something else, and what `check` raises.
+        """
+        if kind not in self._handlers:
+            raise ValueError(f"no handler for jobs of kind {kind!r}")
+        self.check()
+        job = await self._ask(self._store.add, id, kind, parameters, total, key)
+        if job.id != id:
+            await asyncio.to_thread(self.folder.delete, id)
+            return same(job, kind, parameters)
+        event("job accepted", job=id, kind=kind, steps=total)
+        await self._count()
+        self._work.set()
+        return job
+
+    async def known(self, key: str, kind: str, parameters: dict[str, Any]) -> Job | None:
+        """The job that was made under an idempotency key. Raises OptionError where it was another kind of work."""
+        job = await self._ask(self._store.find_by_key, key)
+        return job and same(job, kind, parameters)
+
+    async def get(self, id: str) -> Job:
+        """Raises JobNotFound."""
+        job = await self._ask(self._store.find, id)
+        if job is None:
+            raise JobNotFound("no such job; it was deleted, or its time to be kept is over")
+        return job
+
+    async def newest(self, count: int) -> list[Job]:
+        return await self._ask(self._store.newest, count)
+
+    async def watch(self, id: str, every_s: float) -> AsyncIterator[Job]:
+        """The job as it is now, then after each change and at least `every_s`, until it has ended or the service stops.
+
+        Changes that follow fast on each other may come as one. Raises JobNotFound.
+        """
+        bell = asyncio.Event()
+        self._bells.setdefault(id, set()).add(bell)
+        try:
+            while True:
+                bell.clear()
+                job = await self.get(id)
+                yield job
+                if job.state.final or self._stopping:
+                    return
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(every_s):
+                        await bell.wait()
+        finally:
+            self._bells[id].discard(bell)
+            if not self._bells[id]:
+                del self._bells[id]
+
+    async def delete(self, id: str) -> None:
+        """Cancels a job that has not ended, and forgets one that has; deletes its files. Raises JobNotFound."""
+        job = await self.get(id)
+        if job.state.final:
+            await self._ask(self._store.remove, id)
+        else:
+            await self._finish(job, State.CANCELLED)
+            if task := self._running.get(id):
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        await asyncio.to_thread(self.folder.delete, id)
+        await self._count()
+        self._ring(id)
+
+    # -- work ---------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        """One of the workers: runs what is due."""
+        while not self._stopping:
+            self._work.clear()
+            try:
+                if job := await self._ask(self._store.claim):
+                    await self._take(job)
+                    continue
+                due = await self._ask(self._store.next_due)
+                wait_s = None if due is None else max(0.05, due - time.time())
+            except sqlite3.Error as error:  # a full disk, most likely: what is in the file stays as it is
+                event("jobs cannot be written", logging.ERROR, **places(error))
+                wait_s = STORE_RETRY_S
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._work.wait()
+
+    async def _take(self, job: Job) -> None:
+        """Runs a job; one that the service's stop cuts off is queued again."""
+        await self._count()
+        task = self._running[job.id] = asyncio.create_task(self._run(job), name=f"job {job.id}")
+        if self._stopping:
+            task.cancel()
+        await asyncio.wait({task})
+        del self._running[job.id]
+        if not task.cancelled() and task.exception() is None:
+            return
+        wait_s = 0.0 if task.cancelled() else STORE_RETRY_S  # the store failed: what the run did is in its folder
+        if await self._ask(self._store.postpone, job.id, time.time() + wait_s):
+            event("job put back", job=job.id, kind=job.kind)
+
+    async def _run(self, job: Job) -> None:
+        self._ring(job.id)
+        event("job started", job=job.id, kind=job.kind, attempt=job.attempts)
+        run = Run(job, self.folder.of(job.id), lambda done, total: self._advance(job.id, done, total))
+        try:
+            outcome = await self._handlers[job.kind](run)
+        except MedRestoreError as error:
+            await self._fail(job, error)
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                await self._fail_unexpected(job, error)
+            else:
+                await self._fail(job, DiskFull("the jobs' disk is full", 60.0))
+        except Exception as error:  # noqa: BLE001  (a handler's mistake must not end the worker)
+            await self._fail_unexpected(job, error)
+        else:
+            await self._finish(job, State.DONE, outcome)
+
+    async def _fail(self, job: Job, error: MedRestoreError) -> None:
+        """Ends the job, or has it run again later where that may help."""
+        if not isinstance(error, RETRIED) or job.attempts >= self.config.attempts:
+            await self._finish(job, State.FAILED, problem=of_job(job.id, error))
+            return
+        wait_s = min(self.config.backoff_s * 2 ** (job.attempts - 1), self.config.backoff_most_s)
+        wait_s *= random.uniform(0.8, 1.2)  # so that jobs that failed together do not come back together
+        await self._ask(self._store.postpone, job.id, time.time() + wait_s)
+        event("job waits", logging.WARNING, job=job.id, kind=job.kind, reason=str(error), wait_s=round(wait_s, 1))
+        await self._count()
+        self._ring(job.id)
+
+    async def _fail_unexpected(self, job: Job, error: Exception) -> None:
+        event("unexpected error", logging.ERROR, job=job.id, kind=job.kind, **places(error))
+        await self._finish(job, State.FAILED, problem=of_job_unexpected(job.id))
+
+    async def _finish(
+        self, job: Job, state: State, outcome: dict[str, Any] | None = None, problem: dict[str, Any] | None = None
+    ) -> None:
+        """The one place that ends a job; nothing, where it has ended."""
+        ended = await self._ask(self._store.finish, job.id, state, outcome, problem)
+        if ended is None:
+            return
+        duration_s = None if ended.started is None or ended.finished is None else ended.finished - ended.started
+        self._observer.job_finished(job.kind, state, duration_s)
+        more = {} if problem is None else {"problem": problem["type"]}
+        rounded = None if duration_s is None else round(duration_s, 2)
+        event("job ended", job=job.id, kind=job.kind, state=state, steps=ended.progress, duration_s=rounded, **more)
+        await self._count()
+        self._ring(job.id)
+
+    async def _advance(self, id: str, done: int, total: int) -> None:
+        await self._ask(self._store.advance, id, done, total)
+        self._ring(id)
+
+    async def _sweep(self) -> None:
+        """Deletes jobs whose time is over, now and then."""
+        while True:
+            with suppress(sqlite3.Error):  # next time
+                for job in await self._ask(self._store.finished_before, time.time() - self.config.keep_s):
+                    await asyncio.to_thread(self.folder.delete, job.id)
+                    await self._ask(self._store.remove, job.id)
+                    event("job forgotten", job=job.id, kind=job.kind)
+                await self._count()
+            await asyncio.sleep(min(SWEEP_S, self.config.keep_s))
+
+    def _ring(self, id: str) -> None:
+        for bell in self._bells.get(id, ()):
+            bell.set()
+
+    async def _count(self) -> None:
+        self._counts = await self._ask(self._store.counts)
+
+    async def _ask(self, method: Callable[..., T], *values: Any) -> T:
+        """Calls the store off the event loop, to its end even where the caller is cancelled meanwhile."""
+        return await asyncio.shield(asyncio.to_thread(method, *values))
+
+
+def same(job: Job, kind: str, parameters: dict[str, Any]) -> Job:
+    """The job, once it is what was asked for. Raises OptionError."""
+    if (job.kind, job.parameters) != (kind, parameters):
+        raise OptionError("this Idempotency-Key was used for a job with other options; use a new one for each job")
+    return job

@@ -1,0 +1,188 @@
+"""Jobs of kind `restore`: one image file denoised or super-resolved, frame by frame on the disk.
+
+Memory holds one frame, whatever their number. A finished frame stays finished: a job that was cut
+off goes on at the next one, unless model, precision or runtime have changed meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import logging
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app.errors import BackendUnavailable
+from app.facts import facts_of
+from app.jobs.engine import Run
+from app.jobs.folder import JobFolder, private_file
+from app.jobs.journal import Journal
+from app.log import event
+from app.negotiation import choose, formats_of
+from app.pipeline import EXACT, Options, Record, Stopwatch, check, choose_precision, derive, restore_frames, summarise
+from app.runner import BulkRunner
+from app.service import Service
+from models.bundle import Bundle
+from models.errors import BundleInvalid
+from models.imaging.codec import MEDIA_TYPES
+from models.imaging.frames import FrameFile, Frames, open_frames
+from models.imaging.image import Derivation, Image
+from models.imaging.raster import source_of
+
+KIND = "restore"
+INPUT, FRAMES, JOURNAL, RESULT, OUTCOME = "input", "frames", "journal", "result", "outcome"  # files of a job
+HASHED_BYTES = 1024**2
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The parameters of a job."""
+
+    task: str
+    scale: int
+    model: str  # name@version
+    strength: float
+    sigma: float | None
+    precision: str | None
+    accept: str | None
+
+    @property
+    def options(self) -> Options:
+        return Options(self.strength, self.sigma)
+
+
+class RestorationHandler:
+    """Restores the file `input` of a job's folder into its file `result`."""
+
+    def __init__(self, service: Service, folder: JobFolder) -> None:
+        self._service = service
+        self._folder = folder
+
+    async def __call__(self, run: Run) -> dict[str, Any]:
+        """The outcome: facts of the answer, and what its download needs."""
+        if outcome := await asyncio.to_thread(_concluded, run.folder):
+            return outcome
+        wanted = Wanted(**run.parameters)
+        bundle = self._service.catalogue.lookup(wanted.model, wanted.task, wanted.scale)
+        with ExitStack() as stack:
+            opening = open_frames(run.folder / INPUT, self._service.settings.job_limits, self._service.settings.limits)
+            source = await asyncio.to_thread(stack.enter_context, opening)
+            await asyncio.to_thread(source.check)
+            check(source.image, bundle, wanted.options, self._service.settings.job_limits)
+            precision = choose_precision(source.image, wanted.precision, self._service.settings.fast_for_8_bit)
+            if not self._service.engine.supports(bundle, precision):
+                precision = EXACT
+            try:
+                return await self._restore(run, wanted, bundle, source, precision)
+            except (BackendUnavailable, BundleInvalid) as exc:
+                if precision == EXACT:
+                    raise
+                event("no fast mode, exact mode serves", logging.WARNING, model=bundle.reference, reason=str(exc))
+            return await self._restore(run, wanted, bundle, source, EXACT)
+
+    async def _restore(
+        self, run: Run, wanted: Wanted, bundle: Bundle, source: Frames, precision: str
+    ) -> dict[str, Any]:
+        engine, image = self._service.engine, source.image
+        format = choose(wanted.accept, formats_of(image))
+        backend = engine.config.backends[precision]
+        making = {"digest": bundle.digest, "precision": precision, "backend": backend, "format": format}
+        frames = _Disk(run, source, image_after(image, wanted.scale), format, making)
+        runner = BulkRunner(engine, bundle.digest, precision, self._service.settings.tiles_in_flight)
+        options = wanted.options
+        await run.progress(frames.done, image.frames)
+        with self._folder.promise(frames.bytes_to_come):
+            await restore_frames(frames, range(frames.done, image.frames), bundle, options, runner, Stopwatch())
+            evidence = summarise(frames.journal.records, image, bundle)
+            derivation = derive(bundle, options, backend, precision, evidence)
+            result = await asyncio.to_thread(frames.encode, derivation)
+        self._service.book(wanted.task, image, evidence)
+        facts = facts_of(
+            evidence, bundle.reference, bundle.digest, backend, precision, image.lossy, source_of(image).notes
+        )
+        outcome = {"facts": facts, "format": format, "media_type": MEDIA_TYPES[format], **result}
+        await asyncio.to_thread(_conclude, run.folder, outcome)
+        return outcome
+
+
+class _Disk:
+    """Frames from the job's input into its file of finished frames; see `app.pipeline.Frames`."""
+
+    def __init__(self, run: Run, source: Frames, after: Image, format: str, making: dict[str, Any]) -> None:
+        self._run = run
+        self._source = source
+        self._file = FrameFile(run.folder / FRAMES, after, format)
+        if not (run.folder / FRAMES).exists():
+            private_file(run.folder / FRAMES)
+        self.journal = Journal(run.folder / JOURNAL, making)
+
+    @property
+    def done(self) -> int:
+        """Frames that are finished."""
+        return len(self.journal.records)
+
+    @property
+    def bytes_to_come(self) -> int:
+        """The frames that are left, and the result."""
+        image = self._file.image
+        return image.pixels.nbytes * (2 * image.frames - self.done) // image.frames
+
+    async def take(self, index: int) -> Image:
+        return await asyncio.to_thread(self._source.read, index)
+
+    async def put(self, index: int, frame: Image, record: Record) -> None:
+        """Returns when the frame is on the disk, and said to be."""
+
+        def keep() -> None:
+            self._file.write(index, frame)
+            self.journal.add(record)
+
+        await asyncio.to_thread(keep)
+        await self._run.progress(self.done, self._file.image.frames)
+
+    def encode(self, derivation: Derivation) -> dict[str, Any]:
+        """Makes the result of all frames; gives its size and digest."""
+        result = private_file(self._run.folder / RESULT)
+        self._file.encode(result, derivation)
+        return {"bytes": result.stat().st_size, "content_digest": content_digest(result)}
+
+
+def _conclude(folder: Path, outcome: dict[str, Any]) -> None:
+    """Keeps the outcome, so that a crash from here on costs nothing, and deletes all but the result."""
+    part = private_file(folder / f"{OUTCOME}.part")
+    with part.open("w") as file:
+        json.dump(outcome, file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(folder / OUTCOME)
+    for name in (INPUT, FRAMES, JOURNAL):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _concluded(folder: Path) -> dict[str, Any] | None:
+    """The outcome of a run that was cut off just after its end."""
+    path = folder / OUTCOME
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def image_after(image: Image, scale: int) -> Image:
+    """What becomes of `image`: shape and type, without values."""
+    frames, rows, columns, samples = image.pixels.shape
+    pixels = np.broadcast_to(np.zeros((), image.pixels.dtype), (frames, scale * rows, scale * columns, samples))
+    return image.with_pixels(pixels, scale)
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file as a header (RFC 9530)."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASHED_BYTES):
+            digest.update(block)
+    return f"sha-256=:{base64.b64encode(digest.digest()).decode()}:"

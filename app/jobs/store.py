@@ -1,0 +1,248 @@
+"""The jobs on disk: one SQLite file, a row for each job, changed by guarded steps of one state machine.
+
+    queued ──> running ──> done
+      ^  │        │ ├────> failed
+      │  └────────┼─┴────> cancelled
+      └───────────┘ again later, or after the service's death
+
+A row holds no image content and no name out of an image. Every change counts `revision` up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from app.errors import JobsUnavailable
+
+# Step n brings a file from schema n to n + 1 (`PRAGMA user_version`). Steps are added, never changed.
+MIGRATIONS = (
+    """CREATE TABLE job (
+        id TEXT PRIMARY KEY,
+        kind TEXT NOT NULL,
+        parameters TEXT NOT NULL,
+        state TEXT NOT NULL,
+        revision INTEGER NOT NULL DEFAULT 1,
+        attempts INTEGER NOT NULL DEFAULT 0,
+        deaths INTEGER NOT NULL DEFAULT 0,
+        progress INTEGER NOT NULL DEFAULT 0,
+        total INTEGER,
+        created REAL NOT NULL,
+        due REAL NOT NULL,
+        started REAL,
+        finished REAL,
+        outcome TEXT,
+        problem TEXT
+    ) STRICT;
+    CREATE INDEX job_by_state ON job (state, due);
+    CREATE INDEX job_by_age ON job (created);""",
+    """ALTER TABLE job ADD COLUMN idempotency TEXT;
+    CREATE UNIQUE INDEX job_by_idempotency ON job (idempotency);""",
+)
+BUSY_S = 10.0  # wait for another process's change, such as a backup's
+
+
+class State(StrEnum):
+    """Where a job is."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing will change any more."""
+        return self in (State.DONE, State.FAILED, State.CANCELLED)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row; times in seconds since 1970."""
+
+    id: str  # random
+    kind: str  # names the handler
+    parameters: dict[str, Any]
+    state: State
+    revision: int
+    attempts: int  # runs begun
+    deaths: int  # runs that the death of the service ended
+    progress: int  # steps done, of `total`
+    total: int | None
+    created: float
+    due: float  # not before
+    started: float | None  # of the first run
+    finished: float | None
+    outcome: dict[str, Any] | None  # what the handler gave
+    problem: dict[str, Any] | None  # RFC 9457, where it failed
+
+
+class Store:
+    """All methods may be called from any thread; each is one transaction, on the disk when it returns."""
+
+    def __init__(self, path: Path, migrations: Sequence[str] = MIGRATIONS) -> None:
+        """Opens the file, or makes it, and brings its schema up to date. Raises JobsUnavailable."""
+        path.touch(mode=0o600)
+        self._lock = threading.Lock()
+        self._connection = sqlite3.connect(path, BUSY_S, isolation_level=None, check_same_thread=False)
+        self._connection.row_factory = sqlite3.Row
+        try:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")
+            migrate(self._connection, migrations)
+        except (sqlite3.Error, JobsUnavailable) as exc:
+            self._connection.close()
+            if isinstance(exc, JobsUnavailable):
+                raise
+            raise JobsUnavailable(f"{path.name} cannot be used: {exc}") from exc
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    # -- look-ups -----------------------------------------------------------------------------
+
+    def find(self, id: str) -> Job | None:
+        return self._one("SELECT * FROM job WHERE id = ?", id)
+
+    def find_by_key(self, key: str) -> Job | None:
+        """The job that was made under an idempotency key."""
+        return self._one("SELECT * FROM job WHERE idempotency = ?", digest_of(key))
+
+    def newest(self, count: int) -> list[Job]:
+        return self._all("SELECT * FROM job ORDER BY created DESC, id LIMIT ?", count)
+
+    def counts(self) -> dict[State, int]:
+        """Number of jobs in each state."""
+        with self._lock:
+            rows = self._connection.execute("SELECT state, count(*) FROM job GROUP BY state").fetchall()
+        return dict.fromkeys(State, 0) | {State(state): count for state, count in rows}
+
+    def ids(self) -> set[str]:
+        with self._lock:
+            return {id for (id,) in self._connection.execute("SELECT id FROM job")}
+
+    def next_due(self) -> float | None:
+        """When the next queued job may run; None without any."""
+        with self._lock:
+            (due,) = self._connection.execute("SELECT min(due) FROM job WHERE state = 'queued'").fetchone()
+        return None if due is None else float(due)
+
+    def finished_before(self, moment: float) -> list[Job]:
+        return self._all("SELECT * FROM job WHERE finished < ?", moment)
+
+    # -- changes ------------------------------------------------------------------------------
+
+    def add(self, id: str, kind: str, parameters: dict[str, Any], total: int | None, key: str | None = None) -> Job:
+        """Queues a job; gives the one that is there where the key was used before."""
+        now = time.time()
+        facts = (id, kind, json.dumps(parameters), State.QUEUED, total, now, now, key and digest_of(key))
+        added = self._one(
+            "INSERT INTO job (id, kind, parameters, state, total, created, due, idempotency) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (idempotency) DO NOTHING RETURNING *",
+            *facts,
+        )
+        found = added or (self.find_by_key(key) if key else None)
+        assert found is not None
+        return found
+
+    def claim(self) -> Job | None:
+        """Takes the oldest job that is due: it runs from now on."""
+        now = time.time()
+        return self._one(
+            "UPDATE job SET state = 'running', revision = revision + 1, attempts = attempts + 1, "
+            "started = coalesce(started, ?) WHERE id = "
+            "(SELECT id FROM job WHERE state = 'queued' AND due <= ? ORDER BY created, id LIMIT 1) RETURNING *",
+            now,
+            now,
+        )
+
+    def advance(self, id: str, progress: int, total: int) -> Job | None:
+        """Notes the progress of a running job; None where it runs no more."""
+        return self._one(
+            "UPDATE job SET progress = ?, total = ?, revision = revision + 1 "
+            "WHERE id = ? AND state = 'running' RETURNING *",
+            progress,
+            total,
+            id,
+        )
+
+    def postpone(self, id: str, due: float) -> Job | None:
+        """Queues a running job again, for `due` or later."""
+        return self._one(
+            "UPDATE job SET state = 'queued', due = ?, revision = revision + 1 "
+            "WHERE id = ? AND state = 'running' RETURNING *",
+            due,
+            id,
+        )
+
+    def finish(
+        self,
+        id: str,
+        state: State,
+        outcome: dict[str, Any] | None = None,
+        problem: dict[str, Any] | None = None,
+    ) -> Job | None:
+        """Ends a job that has not ended; None where it has. Only a running one becomes done."""
+        return self._one(
+            "UPDATE job SET state = ?1, finished = ?2, outcome = ?3, problem = ?4, revision = revision + 1 "
+            "WHERE id = ?5 AND (state = 'running' OR (state = 'queued' AND ?1 != 'done')) RETURNING *",
+            state,
+            time.time(),
+            None if outcome is None else json.dumps(outcome),
+            None if problem is None else json.dumps(problem),
+            id,
+        )
+
+    def recover(self) -> list[Job]:
+        """Queues what was running when the service died, each with one death more; gives those jobs."""
+        return self._all(
+            "UPDATE job SET state = 'queued', deaths = deaths + 1, revision = revision + 1 "
+            "WHERE state = 'running' RETURNING *"
+        )
+
+    def remove(self, id: str) -> None:
+        self._all("DELETE FROM job WHERE id = ? RETURNING *", id)
+
+    # -- rows ---------------------------------------------------------------------------------
+
+    def _one(self, statement: str, *values: Any) -> Job | None:
+        found = self._all(statement, *values)
+        return found[0] if found else None
+
+    def _all(self, statement: str, *values: Any) -> list[Job]:
+        with self._lock:
+            return [_job(row) for row in self._connection.execute(statement, values).fetchall()]
+
+
+def migrate(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:
+    """Takes the steps that a file has not seen, each whole or not at all. Raises JobsUnavailable for a newer file."""
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    if version > len(migrations):
+        raise JobsUnavailable(
+            f"the jobs are of schema {version}, written by a newer version of the service; this one knows "
+            f"{len(migrations)}: update it, or set `jobs` to another folder"
+        )
+    for number, step in enumerate(migrations[version:], start=version + 1):
+        connection.executescript(f"BEGIN IMMEDIATE; {step};\nPRAGMA user_version = {number}; COMMIT;")
+
+
+def digest_of(key: str) -> str:
+    """What is kept of a caller's idempotency key, which may say anything."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _job(row: sqlite3.Row) -> Job:
+    facts = {key: row[key] for key in row.keys() if key != "idempotency"}  # noqa: SIM118  (a Row iterates over values)
+    for name in ("parameters", "outcome", "problem"):
+        facts[name] = None if facts[name] is None else json.loads(facts[name])
+    return Job(**facts | {"state": State(facts["state"])})
