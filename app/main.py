@@ -107,6 +107,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         preload=(EXACT, FAST) if settings.fast_for_8_bit else (EXACT,),
         threads=settings.threads,
         limits=QueueLimits(settings.queue_items, settings.queue_pixels, settings.queue_bytes),
+        batch_items={EXACT: settings.batch_items_exact, FAST: settings.batch_items_fast},
     )
 
 

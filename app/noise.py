@@ -111,7 +111,7 @@ def neighbour_products(values: Array, measured: Array | None = None) -> Array:
     counts = [here.size for here, _ in pairs]
     if measured is not None:
         masks = (measured, measured[:, :-1] & measured[:, 1:], measured[:-1] & measured[1:])
-        counts = [len(values) * np.count_nonzero(mask) for mask in masks]
+        counts = [len(values) * int(np.count_nonzero(mask)) for mask in masks]
     sums = [np.einsum("src,src->", a, b) for a, b in pairs]  # without an array of products
     return np.asarray(np.array(sums) / np.maximum(counts, 1))
 
