@@ -108,7 +108,11 @@ def build_parser() -> argparse.ArgumentParser:
     bundles.add_argument("action", choices=("list", "verify", "promote"))
     bundles.add_argument("reference", nargs="?", metavar="NAME@VERSION", help="which to promote, or to roll back to")
     bundles.set_defaults(run=run_bundles)
-    for command in (serve, denoise, superresolve, bundles):
+    autotune = commands.add_parser("autotune", help="measure this machine and write its fastest settings")
+    autotune.add_argument("--model", action="append", help="name or name@version; default: every model that is served")
+    autotune.add_argument("--seconds", type=float, default=180.0, help="about how long to measure; default 180")
+    autotune.set_defaults(run=run_autotune)
+    for command in (serve, denoise, superresolve, bundles, autotune):
         command.add_argument("--config", type=Path, help="TOML file of settings")
         command.add_argument("--repository", type=Path, help="folder of model bundles; default: those shipped")
     for name, text in TRAINING.items():
@@ -240,6 +244,23 @@ def report_absent_runtimes() -> None:
     for name, reason in reasons().items():
         if reason:
             print(f"left out: {name}: {reason}", file=sys.stderr)
+
+
+def run_autotune(arguments: argparse.Namespace) -> int:
+    """Measures the models that are served, or those named, and writes settings into the TOML file."""
+    from app.settings import CONFIG_FILE, config_path
+
+    if arguments.config is not None and not arguments.config.exists():
+        arguments.config.touch()
+    settings = read_settings(arguments, "repository")
+    with variable("MEDRESTORE_CONFIG", arguments.config):
+        path = config_path() or Path(CONFIG_FILE)
+    from app.tuning.command import autotune, served
+
+    bundles = served(read_catalogue(settings), arguments.model or [])
+    print(autotune(bundles, arguments.seconds, path))
+    print(f"written to {path}", file=sys.stderr)
+    return DONE
 
 
 def run_restore(arguments: argparse.Namespace) -> int:

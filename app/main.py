@@ -121,6 +121,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         batch_pixels=settings.batch_pixels,
         ageing_s=settings.ageing_s,
         limits=QueueLimits(settings.queue_items, settings.queue_pixels, settings.queue_bytes),
+        batch_items={EXACT: settings.batch_items_exact, FAST: settings.batch_items_fast},
     )
 
 

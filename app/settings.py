@@ -53,6 +53,11 @@ class Settings(BaseSettings):
     threads: PositiveInt | None = Field(
         default=None, description="threads of one worker; unset shares the cores among the workers"
     )
+    batch_items_exact: PositiveInt = Field(
+        default=1,
+        description="tiles run together in exact mode; above 1 only where `autotune` found equal bits",
+    )
+    batch_items_fast: PositiveInt = Field(default=1, description="the same in fast mode")
     codec_threads: PositiveInt = Field(default=4, description="threads that decode and encode images")
 
     limit_bytes: PositiveInt = Field(default=Limits.bytes, description="largest request body, bytes")

@@ -67,6 +67,8 @@ def _open(bundle: Bundle, graph: str, index: int | None, threads: int | None) ->
     options.inter_op_num_threads = 1
     if threads:
         options.intra_op_num_threads = threads
+    # A thread that spins for the next node takes the core from other workers and from the service.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # fatal; errors are raised
     provider = CPU if index is None else CUDA
     missing = BackendUnavailable(

@@ -318,7 +318,7 @@ def test_help_names_every_command(capsys) -> None:
         medrestore.main(["--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    for name in ("serve", "denoise", "superresolve", "bundles", "train", "evaluate", "export", "pipeline", "publish"):
+    for name in ("serve", "denoise", "superresolve", "bundles", "autotune", "train", "evaluate", "export", "pipeline"):
         assert f"\n    {name}" in out
 
 

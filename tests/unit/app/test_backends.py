@@ -14,6 +14,7 @@ import pytest
 from app.backends import base
 from app.backends.base import load, read_golden, reasons, self_test
 from app.errors import BackendUnavailable
+from app.settings import SHIPPED_BUNDLES
 from models.bundle import GOLDEN, Bundle, find_bundle, read_bundle
 from models.errors import BundleInvalid
 from tests.tiny_bundle import seal
@@ -109,7 +110,27 @@ def test_openvino_keeps_a_bounded_number_of_compiled_shapes(built_repository: Pa
     backend = load("openvino", find_bundle(built_repository, "tiny"), "cpu", "fp32")
     for side in (16, 32, 64, 50, 16):
         assert backend.run("restore", restore_inputs(image(side, side)))["noise"].shape == (1, 1, side, side)
-    assert len(backend._compiled["restore"]) == 2  # type: ignore[attr-defined]
+    assert len(backend._stages["restore"][0].compiled) == 2  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("side", [32, 45])
+def test_bf16_never_rounds_the_image_itself(built_repository: Path, side: int):
+    x = image(side, side)
+    denoiser = load_or_skip("openvino", find_bundle(built_repository, "tiny"), "bf16")
+    assert denoiser.run("restore", restore_inputs(x, strength=0.0))["restored"].tobytes() == x.tobytes()
+    bundle = find_bundle(built_repository, "tiny-x2")
+    interpolation = load_or_skip("openvino", bundle, "bf16").run("restore", {"image": x})["restored"]
+    wanted = load("onnx", bundle, "cpu", "fp32").run("restore", {"image": x})["restored"]
+    np.testing.assert_allclose(interpolation, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("denoise", 1), ("superresolve-x2", 2), ("superresolve-x4", 4)])
+def test_shipped_models_add_to_an_image_in_fp32(name: str, scale: int):
+    backend = load_or_skip("openvino", find_bundle(SHIPPED_BUNDLES, name), "bf16")
+    flat = np.full((1, 1, 64, 64), 0.70123, np.float32)  # bf16 knows 0.69921875 and 0.703125
+    more = {"parameters": np.full((1, 7), 0.01, np.float32), "strength": np.zeros(1, np.float32)} if scale == 1 else {}
+    restored = backend.run("restore", {"image": flat, **more})["restored"]
+    assert np.abs(restored - flat[0, 0, 0, 0]).max() < 1e-5
 
 
 @pytest.mark.parametrize("name", EXACT)
