@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,17 +19,19 @@ from tests.benchmarks.light import write_light
 from tests.dicom_objects import dataset_of, file_of, packaged, packaged_in_scope
 
 LARGE_SHARE, BAD_SHARE, DICOM_SHARE = 0.01, 0.05, 0.1
-LARGE, LARGEST_SIDE = 1024, 256
+SIDES = (16, 256)  # of all but the large ones
 PACKAGED_BYTES = 200_000
 REST_S = 2.0
 
 
-def soak(requests: int = 5000, callers: int = 8, seed: int = 1, **settings: Any) -> Table:
-    """Mixed sizes and formats through the light network; the server rests before it is looked at."""
+def soak(requests: int = 5000, callers: int = 8, large: int = 1024, seed: int = 1, **settings: Any) -> Table:
+    """Mixed sizes and formats through the light network; the server rests before it is looked at. It begins with as
+    many large images as there are callers, so that the high-water mark of all that follows comes before 10 %."""
     with TemporaryDirectory() as folder:
         write_light(Path(folder))
         with serving(Path(folder), {"fast_for_8_bit": False, **settings}) as server:
-            tree, source = Tree(server.process.pid), mixed(random.Random(seed))
+            tree, random_of = Tree(server.process.pid), random.Random(seed)
+            source = chain((_large(random_of, large) for _ in range(callers)), mixed(random_of, large))
             first, replies = requests // 10, list[Reply]()
             rows = [_look(tree, 0)]
             for count in (first, requests - first):
@@ -46,14 +48,16 @@ def soak(requests: int = 5000, callers: int = 8, seed: int = 1, **settings: Any)
     return Table(f"Soak of {requests} requests", rows, notes)
 
 
-def mixed(random_of: random.Random) -> Iterator[Request]:
+def mixed(random_of: random.Random, large: int) -> Iterator[Request]:
     """Requests without end; `X-Kind` tells good from bad ones."""
     files = [packaged(name) for name in packaged_in_scope(PACKAGED_BYTES)]
     while True:
         share = random_of.random()
-        if share < BAD_SHARE:
+        if share < LARGE_SHARE:
+            yield _large(random_of, large)
+        elif share < LARGE_SHARE + BAD_SHARE:
             yield Request("/denoise", _bad(random_of), {"X-Kind": "bad"})
-        elif share < BAD_SHARE + DICOM_SHARE:
+        elif share < LARGE_SHARE + BAD_SHARE + DICOM_SHARE:
             body = random_of.choice(files) if random_of.random() < 0.5 else _file(random_of, "dicom")
             yield Request("/denoise", body, {"X-Kind": "good"})
         else:
@@ -61,9 +65,13 @@ def mixed(random_of: random.Random) -> Iterator[Request]:
             yield Request(random_of.choice(["/denoise", "/denoise", "/analyze"]), body, {"X-Kind": "good"})
 
 
+def _large(random_of: random.Random, side: int) -> Request:
+    pixels = noisy(side, side, seed=random_of.randrange(2**31))
+    return Request("/denoise", picture(pixels), {"X-Kind": "good"})
+
+
 def _file(random_of: random.Random, format: str) -> bytes:
-    large = random_of.random() < LARGE_SHARE
-    rows, columns = (LARGE, LARGE) if large else (random_of.randint(16, LARGEST_SIDE) for _ in range(2))
+    rows, columns = (random_of.randint(*SIDES) for _ in range(2))
     seed = random_of.randrange(2**31)
     if format == "png8":
         return picture(noisy(rows, columns, "uint8", seed), "png")
@@ -83,4 +91,5 @@ def _expected(reply: Reply) -> bool:
 
 
 def _look(tree: Tree, done: int) -> dict[str, Any]:
-    return {"requests": done, "RSS MiB": mib(tree.rss()), **tree.handles(), "processes": len(tree.pids())}
+    sizes = {"RSS MiB": mib(tree.rss()), "of it the API's": mib(tree.rss_of(tree.root))}
+    return {"requests": done, **sizes, **tree.handles(), "processes": len(tree.pids())}
