@@ -17,6 +17,7 @@ from tests.benchmarks.light import write_light
 
 QUIET = 0.05  # share of a core above the idle one that counts as rest
 PROBE = {"X-Deadline-Ms": "1"}  # cannot be met
+TOLD = ("retry-after", "x-queue-position", "x-queue-seconds")  # what a 429 should tell
 
 
 def hangup(callers: int = 6, side: int = 1024, after_s: float = 0.3, **settings: Any) -> Table:
@@ -83,9 +84,7 @@ async def _overload(port: int, tree: Tree, seconds: float, factor: float, deadli
         "RSS MiB before, at 10 %, at 100 %": f"{mib(start)}, {mib(early)}, {mib(late)}",
     }
     refused = next((reply.headers for reply in replies if reply.status == 429), {})
-    told = [
-        f"{name}: {refused[name]}" for name in ("retry-after", "x-queue-position", "x-queue-seconds") if name in refused
-    ]
+    told = [f"{name}: {refused[name]}" for name in TOLD if name in refused]
     notes = [f"A deadline of 1 ms is answered {probe.kind}. The first 429 tells {', '.join(told) or 'nothing'}."]
     if probe.status == 200:
         notes.append("This version does not know X-Deadline-Ms: nothing holds the accepted to their deadline.")

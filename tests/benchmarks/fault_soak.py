@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tests.benchmarks.client import Reply, Request, closed_loop
-from tests.benchmarks.harness import Table, Tree, kinds, mib, noisy, picture, serving
+from tests.benchmarks.harness import Table, Tree, mib, noisy, picture, serving
 from tests.benchmarks.light import write_light
 from tests.dicom_objects import dataset_of, file_of, packaged, packaged_in_scope
 
@@ -22,6 +24,15 @@ LARGE_SHARE, BAD_SHARE, DICOM_SHARE = 0.01, 0.05, 0.1
 SIDES = (16, 256)  # of all but the large ones
 PACKAGED_BYTES = 200_000
 REST_S = 2.0
+CHUNK = 200  # requests
+
+
+@dataclass
+class Found:
+    """Answers by status, and those that should have been others."""
+
+    answers: Counter[str] = field(default_factory=Counter)
+    wrong: Counter[str] = field(default_factory=Counter)
 
 
 def soak(requests: int = 5000, callers: int = 8, large: int = 1024, seed: int = 1, **settings: Any) -> Table:
@@ -32,20 +43,25 @@ def soak(requests: int = 5000, callers: int = 8, large: int = 1024, seed: int = 
         with serving(Path(folder), {"fast_for_8_bit": False, **settings}) as server:
             tree, random_of = Tree(server.process.pid), random.Random(seed)
             source = chain((_large(random_of, large) for _ in range(callers)), mixed(random_of, large))
-            first, replies = requests // 10, list[Reply]()
-            rows = [_look(tree, 0)]
+            first, found = requests // 10, Found()
+            rows = [_look(tree, found)]
             for count in (first, requests - first):
-                replies += asyncio.run(closed_loop(server.port, islice(source, count), callers))
+                asyncio.run(_ask(server.port, islice(source, count), callers, found))
                 time.sleep(REST_S)
-                rows.append(_look(tree, len(replies)))
-    early, late = rows[1]["RSS MiB"], rows[2]["RSS MiB"]
-    unexpected = [reply for reply in replies if not _expected(reply)]
-    notes = [
-        f"Memory from 10 % to 100 %: {late / early - 1:+.1%}. Answers: {kinds(replies)}.",
-        f"Answered as they should not be: {len(unexpected)}.",
-        *sorted({f"{reply.kind}: {(reply.reason or reply.body[:200])!r}" for reply in unexpected}),
-    ]
-    return Table(f"Soak of {requests} requests", rows, notes)
+                rows.append(_look(tree, found))
+    growth = rows[2]["RSS MiB"] / rows[1]["RSS MiB"] - 1
+    wrong = [f"{count} x {what}" for what, count in found.wrong.items()]
+    notes = [f"Memory from 10 % to 100 %: {growth:+.1%}.", f"Answered as they should not be: {found.wrong.total()}."]
+    return Table(f"Soak of {requests} requests", rows, notes + wrong)
+
+
+async def _ask(port: int, requests: Iterator[Request], callers: int, found: Found) -> None:
+    """All requests, some at a time, so that this process need not hold their answers."""
+    while some := list(islice(requests, CHUNK)):
+        for reply in await closed_loop(port, some, callers):
+            found.answers[reply.kind] += 1
+            if not _expected(reply):
+                found.wrong[f"{reply.kind} {(reply.reason or reply.body[:200])!r}"] += 1
 
 
 def mixed(random_of: random.Random, large: int) -> Iterator[Request]:
@@ -90,6 +106,6 @@ def _expected(reply: Reply) -> bool:
     return reply.status == 200 if good else 400 <= reply.status < 500
 
 
-def _look(tree: Tree, done: int) -> dict[str, Any]:
+def _look(tree: Tree, found: Found) -> dict[str, Any]:
     sizes = {"RSS MiB": mib(tree.rss()), "of it the API's": mib(tree.rss_of(tree.root))}
-    return {"requests": done, **sizes, **tree.handles(), "processes": len(tree.pids())}
+    return {"answers": dict(sorted(found.answers.items())), **sizes, **tree.handles(), "processes": len(tree.pids())}

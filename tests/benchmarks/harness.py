@@ -119,6 +119,8 @@ class Table:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {count}" for name, count in value.items())
     return f"{value:.3g}" if isinstance(value, float) and abs(value) < 100 else str(value)
 
 

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -166,14 +166,10 @@ def rows_of(found: dict[tuple[str, int], Measured]) -> list[dict[str, object]]:
             "beyond network and codec, ms": spread([1000 * s for s in one.beyond_s], 1),
             "images/s": spread(one.per_s, 1),
             "images/s over bare": spread(one.wall_ratio),
-            "answers": _counted(one.answers),
+            "answers": one.answers,
         }
         for (name, callers), one in found.items()
     ]
-
-
-def _counted(answers: Mapping[str, int]) -> str:
-    return ", ".join(f"{kind}: {count}" for kind, count in answers.items())
 
 
 def half_load(one: Contestant, files: Sequence[bytes], per_s: float, seconds: float) -> dict[str, object]:
@@ -188,7 +184,7 @@ def half_load(one: Contestant, files: Sequence[bytes], per_s: float, seconds: fl
         "p50 ms": round(middle, 1),
         "p99 ms": round(late, 1),
         "p99 over p50": late / middle,
-        "answers": _counted(kinds(replies)),
+        "answers": kinds(replies),
     }
 
 
