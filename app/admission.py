@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 
@@ -36,20 +37,35 @@ class Usage:
 class Admission:
     """Room for one request, given back when its `with` block ends (or `release` is called)."""
 
-    def __init__(self, room: Room, usage: Usage) -> None:
-        self._room: Room | None = room
+    def __init__(self, room: Room, usage: Usage, model: Hashable, pixels: int) -> None:
         self.usage = usage
+        self.model = model
+        self.pixels = pixels  # of the whole request, however few of them wait at one time
+        self.expected_s = room.paces.seconds_for(model, pixels)  # of a worker's time
+        self.spent_s = 0.0
+        self.position = len(room.open)  # requests that were there before
+        self.wait_s = room.backlog_s  # of one worker, before this one's turn
+        self._room = room
 
     @property
     def open(self) -> bool:
         """True until the room was given back."""
-        return self._room is not None
+        return self in self._room.open
+
+    @property
+    def left_s(self) -> float:
+        """Seconds of a worker that it still needs, as far as can be told."""
+        return max(0.0, self.expected_s - self.spent_s)
+
+    def complete(self) -> None:
+        """Learns from a request that was done whole how long its kind takes."""
+        self._room.paces.record(self.model, self.pixels, self.spent_s)
 
     def release(self) -> None:
         """Gives the room back; a second call does nothing."""
-        room, self._room = self._room, None
-        if room is not None:
-            room.used.subtract(self.usage)
+        if self.open:
+            self._room.open.discard(self)
+            self._room.used.subtract(self.usage)
 
     def __enter__(self) -> Admission:
         return self
@@ -64,6 +80,13 @@ class Room:
     def __init__(self, limits: QueueLimits) -> None:
         self.limits = limits
         self.used = Usage()
+        self.open: set[Admission] = set()
+        self.paces = Paces()
+
+    @property
+    def backlog_s(self) -> float:
+        """Seconds that one worker needs for all that is admitted."""
+        return sum(admission.left_s for admission in self.open)
 
     def overflow(self, wanted: Usage) -> tuple[str, float] | None:
         """What has no room for `wanted` now, and the share of the work at hand that must finish
@@ -74,25 +97,33 @@ class Room:
                 return name, min(1.0, (used + asked - limit) / used)
         return None
 
-    def take(self, wanted: Usage) -> Admission:
+    def take(self, wanted: Usage, model: Hashable = None, pixels: int | None = None) -> Admission:
         """Books the room, whether or not it is there."""
+        admission = Admission(self, wanted, model, wanted.pixels if pixels is None else pixels)
         self.used.add(wanted)
-        return Admission(self, wanted)
+        self.open.add(admission)
+        return admission
 
 
-UNMEASURED_PIXELS_PER_S = 500_000.0
+UNMEASURED_S_PER_PIXEL = 1 / 500_000
+MEMORY = 0.9  # what the past weighs against the next request
 
 
-@dataclass
-class Pace:
-    """Measured speed; the past counts less with every run."""
+class Paces:
+    """Measured seconds per pixel of each model; the past counts less with every request."""
 
-    pixels: float = UNMEASURED_PIXELS_PER_S
-    seconds: float = 1.0
+    def __init__(self) -> None:
+        self._measured: dict[Hashable, tuple[float, float]] = {}  # pixels and seconds
 
-    def record(self, pixels: int, seconds: float) -> None:
-        self.pixels = 0.9 * self.pixels + pixels
-        self.seconds = 0.9 * self.seconds + seconds
+    def known(self, model: Hashable) -> bool:
+        return model in self._measured
 
-    def seconds_for(self, pixels: int) -> float:
-        return pixels * self.seconds / self.pixels
+    def record(self, model: Hashable, pixels: int, seconds: float) -> None:
+        before = self._measured.get(model, (0.0, 0.0))
+        self._measured[model] = (MEMORY * before[0] + pixels, MEMORY * before[1] + seconds)
+
+    def seconds_for(self, model: Hashable, pixels: int) -> float:
+        """As measured of the model; of one that was not, as of all others together, else a guess."""
+        known = [self._measured[model]] if model in self._measured else list(self._measured.values())
+        total = sum(p for p, _ in known)
+        return pixels * (sum(s for _, s in known) / total if total else UNMEASURED_S_PER_PIXEL)

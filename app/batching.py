@@ -4,8 +4,8 @@ An item is accepted (or refused: QueueFull, NotReady), waits in `WorkQueue`, and
 as soon as a worker is idle: nothing is held back to fill a batch, so a lone item never waits while a
 worker rests. Every accepted item is completed exactly once, in `_finish`, on every path.
 
-By default a batch is one item: a CPU gains nothing from more, and no runtime promises that an item's
-last bits do not depend on its batch mates. `EngineConfig.batch_items` raises it where that is wanted.
+A batch is closed by what is there when a worker is idle, by its pixels, or by its count. Its tiles may
+belong to different requests; they are of one shape, so that nothing is padded for the sake of another.
 """
 
 from __future__ import annotations
@@ -13,19 +13,29 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
-
-from app.admission import Admission, Pace, QueueLimits, Room, Usage
+from app.admission import Admission, QueueLimits, Room, Usage
 from app.catalogue import Catalogue
-from app.errors import Cancelled, DeadlineExceeded, NotReady, QueueFull, RunFailed, ServiceError, WorkerLost
+from app.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    NotReady,
+    Quarantined,
+    QueueFull,
+    RunFailed,
+    ServiceError,
+    WorkerLost,
+)
+from app.handle import Handle, Patience
 from app.loader import Loader
 from app.observer import EngineObserver
+from app.quarantine import Quarantine
 from app.queue import Entry, WorkQueue
-from app.supervisor import Patience, Supervisor, WorkerStatus, cores
+from app.supervisor import Supervisor, WorkerStatus, cores
 from app.work import Answer, Array, Cancellation, Priority, WorkItem
 from app.workers import Model, WorkerDeathError
 from models.bundle import Bundle
@@ -58,8 +68,10 @@ class EngineConfig:
     preload: tuple[str, ...] = ("fp32",)  # precisions loaded and self-tested before ready; others at first use
     threads: int | None = None  # of each worker; None: the cores that are there, shared out
     limits: QueueLimits = field(default_factory=QueueLimits)
-    batch_items: Mapping[str, int] = field(default_factory=lambda: {"fp32": 1, "bf16": 1})  # at most, by precision
-    batch_pixels: int = 4 * 1024**2
+    # Of one run at most, by precision; 1 for a model whose items' bytes would depend on it, as tried when it is loaded.
+    batch_items: Mapping[str, int] = field(default_factory=lambda: {"fp32": 8, "bf16": 8})
+    batch_pixels: int = 512 * 512  # of one run, unless a single item has more
+    ageing_s: float = 10.0  # a routine item goes before an interactive one that came this much later; bulk, twice
     patience: Patience = field(default_factory=Patience)
 
 
@@ -86,11 +98,12 @@ class Engine:
         self._queue: WorkQueue[Pending] = WorkQueue()
         self._room = Room(config.limits)
         self._entries: set[Pending] = set()  # accepted and unfinished, waiting or running
-        self._pace = Pace()
+        self._quarantine = Quarantine()
+        self._kept: frozenset[Model] = frozenset()  # models that were to go from some worker
         self._order = 0
         self._threads = config.threads or max(1, cores() // len(config.devices))
         self._changed = asyncio.Event()
-        self._loader = Loader(catalogue, config.backends, config.preload)
+        self._loader = Loader(catalogue, config.backends, config.preload, config.batch_items)
         self._workers: list[Supervisor] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._stopped = False
@@ -164,7 +177,12 @@ class Engine:
     def backlog_s(self) -> float:
         """Estimated seconds until all that is admitted now is done."""
         working = sum(worker.state in ("idle", "busy") for worker in self._workers)
-        return self._pace.seconds_for(self._room.used.pixels) / max(1, working)
+        return self._room.backlog_s / max(1, working)
+
+    @property
+    def requests(self) -> int:
+        """Requests that are admitted and not yet answered."""
+        return len(self._room.open)
 
     def supports(self, bundle: Bundle, precision: str) -> bool:
         """Whether `submit` would take the precision; one not yet loaded may still turn out to be refused."""
@@ -172,21 +190,44 @@ class Engine:
 
     # -- work ---------------------------------------------------------------------------------
 
-    def admit(self, items: int, pixels: int, bytes: int) -> Admission:
+    def admit(
+        self,
+        usage: Usage,
+        model: Hashable = None,
+        pixels: int | None = None,
+        deadline: float | None = None,
+    ) -> Admission:
         """Books room for a whole request, so that it is refused before its first tile or not at all.
 
+        `usage` is what it has in the queue at most, `pixels` the size of the whole request, by which, and by
+        the `model`, the time is told that it takes; `deadline` is in seconds of `time.monotonic()`.
         Hand it to each of the request's items, and leave its `with` block when they are done. Raises
         QueueFull, NotReady.
         """
         if self.reason is not None:
             self.observer.shed("not_ready")
             raise NotReady(self.reason)
-        wanted = Usage(items, pixels, bytes)
-        if overflow := self._room.overflow(wanted):
+        if overflow := self._room.overflow(usage):
             what, share = overflow
-            self.observer.shed(what)
-            raise QueueFull(what, max(1.0, math.ceil(share * self.backlog_s)))
-        return self._room.take(wanted)
+            raise self.full(what, share * self.backlog_s)
+        pixels = usage.pixels if pixels is None else pixels
+        late_s = self._late_s(model, pixels, deadline)
+        if late_s > 0:
+            raise self.full("deadline", late_s)
+        return self._room.take(usage, model, pixels)
+
+    def full(self, reason: str, retry_after_s: float | None = None) -> QueueFull:
+        """The error for a request that has no room now, counted as shed."""
+        self.observer.shed(reason)
+        wait_s = self.backlog_s if retry_after_s is None else retry_after_s
+        return QueueFull(reason, max(1.0, math.ceil(wait_s)), self.requests, self.backlog_s)
+
+    def _late_s(self, model: Hashable, pixels: int, deadline: float | None) -> float:
+        """Seconds by which the answer would come too late; 0 where nothing is known of the model's pace."""
+        if deadline is None or not self._room.paces.known(model):
+            return 0.0
+        own_s = self._room.paces.seconds_for(model, pixels)
+        return max(0.0, self.backlog_s + own_s - (deadline - time.monotonic()))
 
     async def run(self, item: WorkItem) -> dict[str, Array]:
         """`submit`, the arrays alone."""
@@ -214,12 +255,17 @@ class Engine:
         if _expired(item):
             raise DeadlineExceeded(EXPIRED)
         usage = item.usage
-        own = self.admit(usage.items, usage.pixels, usage.bytes) if item.admission is None else None
+        if self._quarantine.holds(item):
+            self.observer.shed("quarantined")
+            raise Quarantined("two workers died while they ran this image; it is not tried again")
+        own = self.admit(usage, Model(item.digest, item.precision)) if item.admission is None else None
         if self.reason is not None:
             raise NotReady(self.reason)
         loop = asyncio.get_running_loop()
         self._order += 1
-        entry = Pending(item, self._order, future=loop.create_future(), accepted=loop.time(), admission=own)
+        now = loop.time()
+        due = now + item.priority * self.config.ageing_s
+        entry = Pending(item, self._order, due, future=loop.create_future(), accepted=now, admission=own)
         self._entries.add(entry)
         self._queue.push(entry)
         if item.deadline is not None:
@@ -253,31 +299,58 @@ class Engine:
     # -- bundles ------------------------------------------------------------------------------
 
     async def take_up(self, bundle: Bundle) -> None:
-        """Makes a bundle ready to be offered, which is left to the caller: self-tested in a process of its own,
-        so that a bad one costs nobody anything, then loaded by every worker between two batches.
+        """Makes a bundle ready to be offered, which is left to the caller: every worker gets a new process that
+        holds it, self-tested and warmed up, beside all that it held; the old ones serve until then.
 
-        Raises BundleInvalid or BackendUnavailable with the reason why it cannot serve.
+        Raises BundleInvalid or BackendUnavailable with the reason why it cannot serve; nothing has changed then.
         """
-        trial = Supervisor(self.config.devices[0], self._threads, self.config.patience, lambda: None)
-        await trial.once(partial(self._loader.examine, bundle=bundle))
+        prepared: list[tuple[Supervisor, Handle]] = []
+        try:
+            for worker in [w for w in self._workers if w.usable] or [self._spare()]:
+                prepared.append((worker, await worker.prepare(partial(self._loader.examine, bundle=bundle))))
+        except BaseException:
+            await asyncio.gather(*(handle.stop() for _, handle in prepared))
+            raise
+        for worker, handle in prepared:
+            await self._replace(worker, handle)
         self.catalogue.stage(bundle)
-        self.wake()
-        while not self._holds(bundle):
+        self._changed.set()
+        while not self._holds(bundle):  # those that could not be replaced load it in their place
             await self._wait()
         self.catalogue.by_digest(bundle.digest)  # raises where a worker refused it after all
 
-    def wake(self) -> None:
-        """Has the idle workers look again at what they are to hold loaded."""
-        self._changed.set()
+    async def retire(self) -> None:
+        """Gives each worker that holds what no request can need any more a new process without it."""
+        for worker in self._workers:
+            stale = self._loader.stale(worker)
+            if worker.usable and stale - self._kept:
+                self._kept |= stale  # one try
+                with suppress(WorkerDeathError):
+                    await self._replace(worker, await worker.prepare(_nothing))
 
-    async def _wait(self) -> None:
-        self._changed.clear()
-        await self._changed.wait()
+    async def _replace(self, worker: Supervisor, handle: Handle) -> None:
+        """Puts a new process in the place of the worker's, once its present batch is done; not where it could not
+        serve all that the old one does, or the worker serves nobody."""
+        if not (worker.usable and await self._loader.refill(handle, worker)):
+            await handle.stop()
+            self._changed.set()
+            return
+        await worker.succeed(handle)
+        while worker.replaced and worker.usable:
+            await self._wait()
 
     def _holds(self, bundle: Bundle) -> bool:
         """Whether every worker that takes work has loaded what it is to load of a bundle."""
         wanted = set(self._loader.wanted(bundle))
-        return all(wanted <= worker.loaded for worker in self._workers if worker.usable)
+        return all(wanted <= worker.loaded.keys() for worker in self._workers if worker.usable)
+
+    def _spare(self) -> Supervisor:
+        """A worker that serves nobody: for a trial where none serves."""
+        return Supervisor(self.config.devices[0], self._threads, self.config.patience, lambda: None)
+
+    async def _wait(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
 
     # -- workers ------------------------------------------------------------------------------
 
@@ -289,22 +362,23 @@ class Engine:
                 self._finish(entry, NotReady(self.reason or ""), "failed")
 
     async def _turn(self, worker: Supervisor) -> None:
-        """Takes the next batch, waiting for one, and runs it; before that, follows the catalogue's changes."""
-        while True:
-            if self._loader.behind(worker):
-                await self._loader.catch_up(worker)
+        """Takes the next batch, waiting for one, and runs it; ends early where the process is to be replaced."""
+        while not worker.replaced:
+            if self._loader.behind(worker.handle):
+                await self._loader.catch_up(worker.handle)
                 self._changed.set()
             if batch := self._cut(worker):
-                break
+                await self._run_batch(worker, batch)
+                return
             await self._wait()
-        await self._run_batch(worker, batch)
 
     def _cut(self, worker: Supervisor) -> list[Pending]:
         """The next batch, without what its callers no longer wait for."""
         if worker.dead:
             raise WorkerDeathError("ended while it was idle")
         while head := self._queue.head():
-            batch = self._queue.cut(self.config.batch_items.get(head.item.precision, 1), self.config.batch_pixels)
+            model = Model(head.item.digest, head.item.precision)
+            batch = self._queue.cut(worker.loaded.get(model, 1), self.config.batch_pixels)
             for entry in batch:
                 if _expired(entry.item):  # its timer may be late
                     self._finish(entry, DeadlineExceeded(EXPIRED), "expired")
@@ -319,11 +393,13 @@ class Engine:
         for entry in batch:
             entry.attempts += 1
         try:
-            await self._loader.load(worker, model)
+            await self._loader.load(worker.handle, model)
             started = asyncio.get_running_loop().time()
-            outputs, run_s = await worker.run(model, head.graph, _stack(batch))
+            outputs, run_s = await worker.run(model, head.graph, [entry.item.arrays for entry in batch])
             self._answer(worker, batch, outputs, run_s, started)
         except WorkerDeathError:
+            if len(batch) == 1 and batch[0].attempts >= ATTEMPTS:
+                self._quarantine.add(batch[0].item)
             self._retry(batch, WorkerLost("the worker died twice while it ran this"), "lost")
             raise
         except RunFailed as exc:
@@ -337,17 +413,21 @@ class Engine:
                 self._finish(entry, error, "failed")
 
     def _answer(
-        self, worker: Supervisor, batch: list[Pending], outputs: dict[str, Array], run_s: float, started: float
+        self, worker: Supervisor, batch: list[Pending], outputs: list[dict[str, Array]], run_s: float, started: float
     ) -> None:
+        head = batch[0].item
+        room = worker.loaded.get(Model(head.digest, head.precision), 1)
         pixels = sum(entry.pixels for entry in batch)
-        self._pace.record(pixels, run_s)
-        self.observer.batch_ran(worker.device, len(batch), pixels, run_s)
-        for index, entry in enumerate(batch):
-            # Copies, so that one slow reader does not hold the memory of the whole batch.
-            own = {n: a[index : index + 1].copy() if len(batch) > 1 else a for n, a in outputs.items()}
+        room = min(room, max(1, self.config.batch_pixels // batch[0].pixels))
+        self.observer.batch_ran(worker.device, len(batch), pixels, len(batch) / room, run_s)
+        for entry, own in zip(batch, outputs, strict=True):
             precision = entry.item.precision
             backend = self.config.backends[precision]
             queue_s = started - entry.accepted
+            if admission := entry.admission or entry.item.admission:
+                admission.spent_s += run_s * entry.pixels / pixels
+            if entry.admission:
+                entry.admission.complete()
             answer = Answer(own, backend, worker.device, precision, queue_s, run_s, len(batch), entry.attempts)
             self._finish(entry, answer, "ok", queue_s, run_s)
 
@@ -366,8 +446,5 @@ def _expired(item: WorkItem) -> bool:
     return item.deadline is not None and item.deadline <= time.monotonic()
 
 
-def _stack(batch: list[Pending]) -> Mapping[str, Array]:
-    """Inputs of the whole batch; they are of one key, so their shapes agree."""
-    if len(batch) == 1:
-        return batch[0].item.arrays
-    return {name: np.concatenate([e.item.arrays[name] for e in batch]) for name in batch[0].item.arrays}
+async def _nothing(handle: Handle) -> None:
+    """Loads nothing."""

@@ -14,6 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from app.errors import Cancelled, InvalidBody
+from app.tracing import span
 from models.errors import ImageTooLarge
 
 FIELD = "file"
@@ -47,9 +48,10 @@ async def read_upload(request: Request, limit: int) -> Upload:
     Cancelled where the caller goes while sending."""
     declared = request.headers.get("content-type", "")
     try:
-        if declared.split(";")[0].strip().lower() == "multipart/form-data":
-            return await _read_form(request, limit)
-        data = b"".join([chunk async for chunk in _limited(request, limit)])
+        with span("receive"):
+            if declared.split(";")[0].strip().lower() == "multipart/form-data":
+                return await _read_form(request, limit)
+            data = b"".join([chunk async for chunk in _limited(request, limit)])
     except ClientDisconnect as exc:
         raise Cancelled("the caller went away while sending") from exc
     if not data:

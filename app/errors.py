@@ -7,6 +7,7 @@
         ├── DeadlineExceeded     the caller's deadline passed before there was an answer
         ├── Cancelled            the caller has gone
         ├── WorkerLost           the worker process died twice with this item
+        ├── Quarantined          workers have died of this very input before
         ├── RunFailed            the graph failed on this item, alone in its batch
         ├── BackendUnavailable   a runtime, device or precision is not to be had here
         ├── InvalidBody          the request's body is no image, or not one image
@@ -28,12 +29,16 @@ class ServiceError(MedRestoreError):
 
 
 class QueueFull(ServiceError):
-    """Refused because the waiting work reached a bound (`reason`: "items", "pixels" or "bytes")."""
+    """Refused because the waiting work reached a bound (`reason`: "requests", "request bytes", "items",
+    "pixels", "bytes"), or is too much for the caller's deadline ("deadline")."""
 
-    def __init__(self, reason: str, retry_after_s: float) -> None:
-        super().__init__(f"the queue is full ({reason}); try again in {retry_after_s:.0f} s")
+    def __init__(self, reason: str, retry_after_s: float, position: int = 0, wait_s: float = 0.0) -> None:
+        late = "the deadline cannot be met" if reason == "deadline" else f"the queue is full ({reason})"
+        super().__init__(f"{late}; try again in {retry_after_s:.0f} s")
         self.reason = reason
         self.retry_after_s = retry_after_s
+        self.position = position  # requests that are there already
+        self.wait_s = wait_s  # until those are done
 
 
 class NotReady(ServiceError):
@@ -50,6 +55,10 @@ class Cancelled(ServiceError):
 
 class WorkerLost(ServiceError):
     """The worker process died while it ran this item, and again on the retry."""
+
+
+class Quarantined(ServiceError):
+    """Two workers have died while they ran this very input, so that it is not run again."""
 
 
 class RunFailed(ServiceError):
@@ -99,6 +108,7 @@ STATUSES: dict[type[MedRestoreError], Status] = {
     DeadlineExceeded: Status(504, "deadline-exceeded", "Not done in time"),
     Cancelled: Status(499, "cancelled", "The caller has gone"),
     WorkerLost: Status(502, "worker-lost", "The worker died with this image"),
+    Quarantined: Status(422, "quarantined", "This image has ended workers before"),
     RunFailed: Status(502, "run-failed", "The model failed on this image"),
     BackendUnavailable: Status(503, "backend-unavailable", "No runtime for this model here"),
     InvalidBody: Status(400, "invalid-body", "The body is not one image"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from app.errors import QueueFull
@@ -18,12 +18,12 @@ class Gate:
         self._most_bytes = bytes
 
     @contextmanager
-    def enter(self, bytes: int, retry_after_s: float) -> Iterator[None]:
-        """Holds room for one request with a body of up to `bytes`. Raises QueueFull."""
+    def enter(self, bytes: int, refuse: Callable[[str], QueueFull]) -> Iterator[None]:
+        """Holds room for one request with a body of up to `bytes`; raises what `refuse` makes of a reason."""
         if self.requests + 1 > self._most_requests:
-            raise QueueFull("requests", retry_after_s)
+            raise refuse("requests")
         if self.bytes + bytes > self._most_bytes:
-            raise QueueFull("request bytes", retry_after_s)
+            raise refuse("request bytes")
         self.requests += 1
         self.bytes += bytes
         try:

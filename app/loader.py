@@ -8,11 +8,12 @@ from collections.abc import Mapping
 
 from app.catalogue import Catalogue
 from app.errors import BackendUnavailable
+from app.handle import Handle
 from app.log import event
 from app.supervisor import Supervisor
 from app.workers import Model, WorkerDeathError
 from models.bundle import Bundle
-from models.errors import BundleError, BundleInvalid, MedRestoreError, OptionError
+from models.errors import BundleError, BundleInvalid, BundleNotFound, MedRestoreError, OptionError
 
 EXACT = "fp32"  # in which a bundle must run to be served
 STRIKES = 2  # workers that may die loading a bundle before it is refused
@@ -25,10 +26,17 @@ class Loader:
     precision is refused in that precision only.
     """
 
-    def __init__(self, catalogue: Catalogue, backends: Mapping[str, str], preload: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        backends: Mapping[str, str],
+        preload: tuple[str, ...],
+        batch_items: Mapping[str, int],
+    ) -> None:
         self._catalogue = catalogue
         self._backends = backends
         self._preload = preload
+        self._batch_items = batch_items
         self._refused: dict[Model, BundleInvalid | BackendUnavailable] = {}
         self._strikes: Counter[Model] = Counter()
 
@@ -42,8 +50,8 @@ class Loader:
         refused = self._refused.get(Model(bundle.digest, precision))
         return type(refused)(str(refused)) if refused else None
 
-    async def examine(self, worker: Supervisor, bundle: Bundle) -> None:
-        """Loads and self-tests a bundle on a worker that serves nobody, whatever was found of it before.
+    async def examine(self, handle: Handle, bundle: Bundle) -> None:
+        """Loads a bundle into a process that serves nobody yet, whatever was found of the bundle before.
 
         Raises BundleInvalid or BackendUnavailable where it does not run in exact mode; where it runs in
         that alone, it is refused in the others.
@@ -57,7 +65,7 @@ class Loader:
             try:
                 if error:
                     raise error
-                await worker.load(model, bundle.folder, self._backends[precision])
+                await self._load(handle, model, bundle)
             except WorkerDeathError as exc:
                 self._reject(bundle, model, BundleInvalid(f"loading it ended the worker: {exc}"))
                 return
@@ -69,55 +77,72 @@ class Loader:
             raise error
         self._refuse(bundle, model, error)
 
-    async def warm_up(self, worker: Supervisor) -> None:
+    async def refill(self, handle: Handle, worker: Supervisor) -> bool:
+        """Loads into a new process what the worker's present one holds and some request may need.
+
+        False where it cannot take its place, because something does not load any more, as when its files were
+        damaged; what is loaded then stays in service.
+        """
+        for model in [model for model in worker.loaded if model not in handle.loaded]:
+            try:
+                bundle = self._catalogue.by_digest(model.digest)
+            except BundleNotFound:
+                continue  # no request can need it any more
+            try:
+                await self._load(handle, model, bundle)
+            except (BundleError, BackendUnavailable, WorkerDeathError) as exc:
+                event("worker not replaced", logging.WARNING, model=bundle.reference, reason=str(exc))
+                return False
+        return True
+
+    async def warm_up(self, handle: Handle) -> None:
         """Loads what is served; raises BackendUnavailable where nothing of it can run on this device."""
-        unavailable = await self.catch_up(worker)
-        if unavailable and not worker.loaded:
+        unavailable = await self.catch_up(handle)
+        if unavailable and not handle.loaded:
             raise unavailable
 
-    async def catch_up(self, worker: Supervisor) -> BackendUnavailable | None:
-        """Makes a worker hold all that is offered or staged, and nothing that no request can need any more.
+    async def catch_up(self, handle: Handle) -> BackendUnavailable | None:
+        """Makes a process hold all that is offered or staged.
 
         Gives the last reason why a runtime was not to be had. What cannot be loaded is refused, so
-        that this ends; where there is nothing to do it does not wait.
+        that this ends; where there is nothing to do it does not wait. Raises WorkerDeathError.
         """
         unavailable: BackendUnavailable | None = None
-        while stale := self._stale(worker):
-            await worker.unload(stale[0])
-        while missing := self._missing(worker):
+        while missing := self._missing(handle):
             try:
-                await self.load(worker, missing[0])
+                await self.load(handle, missing[0])
             except BackendUnavailable as exc:
                 unavailable = exc
             except BundleError:
                 continue  # refused and logged in `load`
         return unavailable
 
-    def behind(self, worker: Supervisor) -> bool:
+    def behind(self, handle: Handle) -> bool:
         """Whether `catch_up` would have something to do."""
-        return bool(self._missing(worker) or self._stale(worker))
+        return bool(self._missing(handle))
+
+    def stale(self, worker: Supervisor) -> frozenset[Model]:
+        """Models that a worker holds and no request can need any more."""
+        return frozenset(model for model in worker.loaded if not self._catalogue.knows(model.digest))
 
     def wanted(self, bundle: Bundle) -> list[Model]:
         """What a worker holds ready of a bundle."""
         usable = [precision for precision in self._preload if self.objection(bundle, precision) is None]
         return [Model(bundle.digest, precision) for precision in usable]
 
-    def _missing(self, worker: Supervisor) -> list[Model]:
-        return [m for bundle in self._catalogue.loadable for m in self.wanted(bundle) if m not in worker.loaded]
+    def _missing(self, handle: Handle) -> list[Model]:
+        return [m for bundle in self._catalogue.loadable for m in self.wanted(bundle) if m not in handle.loaded]
 
-    def _stale(self, worker: Supervisor) -> list[Model]:
-        return [model for model in worker.loaded if not self._catalogue.knows(model.digest)]
-
-    async def load(self, worker: Supervisor, model: Model) -> None:
+    async def load(self, handle: Handle, model: Model) -> None:
         """Loads a model where it is not loaded. Raises BundleNotFound, BundleInvalid, OptionError,
         BackendUnavailable, WorkerDeathError."""
-        if model in worker.loaded:
+        if model in handle.loaded:
             return
         bundle = self._catalogue.by_digest(model.digest)
         if error := self.objection(bundle, model.precision):
             raise error
         try:
-            await worker.load(model, bundle.folder, self._backends[model.precision])
+            await self._load(handle, model, bundle)
         except (BundleInvalid, BackendUnavailable) as exc:
             self._refuse(bundle, model, exc)
             raise
@@ -126,6 +151,10 @@ class Loader:
             if self._strikes[model] >= STRIKES:
                 self._refuse(bundle, model, BundleInvalid(f"loading it ended the worker {STRIKES} times"))
             raise
+
+    async def _load(self, handle: Handle, model: Model, bundle: Bundle) -> None:
+        backend, items = self._backends[model.precision], self._batch_items.get(model.precision, 1)
+        await handle.load(model, bundle.folder, backend, items)
 
     def _refuse(self, bundle: Bundle, model: Model, error: BundleInvalid | BackendUnavailable) -> None:
         event("model refused", logging.ERROR, model=bundle.reference, precision=model.precision, reason=str(error))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,8 +20,10 @@ from app.middleware import Monitor
 from app.monitoring import Metrics
 from app.pipeline import EXACT, FAST
 from app.routes import analyze, health, models, restore
+from app.server import Server
 from app.service import Service
 from app.settings import Settings
+from app.tracing import Tracer
 from app.watch import Watch, look
 
 API_VERSION = "1"  # of the interface, as in /v1; the product has its own
@@ -34,6 +37,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The application; its lifespan starts and stops the worker processes. Reads no file but the settings'."""
     settings = settings or Settings()
     metrics = Metrics()
+    tracer = Tracer() if settings.tracing else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -45,6 +49,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 yield
         finally:
             await service.engine.stop()
+            if tracer:
+                await asyncio.to_thread(tracer.shutdown)
 
     app = FastAPI(
         title="MedRestore",
@@ -55,13 +61,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
+        # The web framework's own traces may quote a request: off, whatever the environment says. `app.tracing` is ours.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
+    app.state.draining = False
     for routes in (restore, analyze, models, health):
         app.include_router(routes.router)
         app.include_router(routes.router, prefix="/v1", include_in_schema=False)
     problem.install(app)
     openapi.install(app)
-    app.add_middleware(Monitor, metrics=metrics)
+    app.add_middleware(Monitor, metrics=metrics, tracer=tracer)
     return app
 
 
@@ -106,15 +115,19 @@ def engine_config(settings: Settings) -> EngineConfig:
         backends={EXACT: settings.backend, FAST: settings.fast_backend},
         preload=(EXACT, FAST) if settings.fast_for_8_bit else (EXACT,),
         threads=settings.threads,
+        batch_items={EXACT: settings.batch_items, FAST: settings.batch_items},
+        batch_pixels=settings.batch_pixels,
+        ageing_s=settings.ageing_s,
         limits=QueueLimits(settings.queue_items, settings.queue_pixels, settings.queue_bytes),
     )
 
 
 def serve(settings: Settings) -> None:
-    """Runs the server until it is told to stop; open requests get `drain_s` to finish."""
+    """Runs the server until it is told to stop, and drains it then: see `app.server`."""
     log.configure(settings.log_level)
-    uvicorn.run(
-        create_app(settings),
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -122,3 +135,8 @@ def serve(settings: Settings) -> None:
         server_header=False,
         timeout_graceful_shutdown=int(settings.drain_s),
     )
+    server = Server(config, app, settings.drain_delay_s)
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(1)

@@ -6,17 +6,21 @@ import logging
 import re
 import time
 import uuid
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.log import event, places
 from app.monitoring import Metrics
 from app.problem import of_unexpected
+from app.tracing import Trace, Tracer
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+QUIET = ("/metrics", "/healthz/live", "/healthz/ready", "/health/live", "/health/ready")  # asked every few seconds
 UNMATCHED = "unmatched"  # label of all paths that no route has
 
 
@@ -26,14 +30,21 @@ class _Answer:
 
     status: int = 0
     bytes: int = 0
+    began: float = 0.0  # to go out, seconds of `time.perf_counter`
+    ended: float = 0.0
+
+    @property
+    def send_s(self) -> float:
+        return self.ended - self.began
 
 
 class Monitor:
     """ASGI middleware; the outermost of ours."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracer: Tracer | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -41,8 +52,8 @@ class Monitor:
             return
         scope["request_id"] = request_id(Headers(scope=scope).get("x-request-id"))
         start, answer = time.perf_counter(), _Answer()
-        watched = _watched(send, scope["request_id"], answer)
-        with self._metrics.open.track_inprogress():
+        watched = _watched(send, scope["request_id"], answer, scope["app"])
+        with self._metrics.open.track_inprogress(), self._traced(scope) as trace:
             try:
                 await self._app(scope, receive, watched)
             except Exception as error:  # noqa: BLE001 - the last line of defence
@@ -50,9 +61,15 @@ class Monitor:
                 scope["problem"] = "internal"
                 if not answer.status:
                     await of_unexpected(scope["request_id"])(scope, receive, watched)
-        self._book(scope, answer, time.perf_counter() - start)
+            self._book(scope, answer, time.perf_counter() - start, trace)
 
-    def _book(self, scope: Scope, answer: _Answer, duration_s: float) -> None:
+    def _traced(self, scope: Scope) -> AbstractContextManager[Trace | None]:
+        """The request's trace, None where it has none."""
+        if self._tracer is None or scope["path"].endswith(QUIET):
+            return nullcontext()
+        return self._tracer.request(Headers(scope=scope))
+
+    def _book(self, scope: Scope, answer: _Answer, duration_s: float, trace: Trace | None) -> None:
         route, method = route_of(scope), scope["method"] if scope["method"] in METHODS else "other"
         self._metrics.requests.labels(route, method, str(answer.status)).inc()
         self._metrics.duration.labels(route).observe(duration_s)
@@ -63,10 +80,15 @@ class Monitor:
             facts["problem"] = problem
         if received := facts.get("request_bytes"):
             self._metrics.received.labels(route).observe(received)
-        quiet = route.endswith(("/metrics", "/healthz/live", "/healthz/ready"))
+        if receive_s := facts.get("receive_s"):
+            self._metrics.observe_stages({"receive": receive_s, "send": answer.send_s})
+        if trace:
+            trace.past("send", answer.send_s)
+            trace.describe(method, route, answer.status, facts | {"request_id": scope["request_id"]})
+            facts["trace_id"] = trace.trace_id
         event(
             "request",
-            logging.DEBUG if quiet else logging.INFO,
+            logging.DEBUG if route.endswith(QUIET) else logging.INFO,
             request_id=scope["request_id"],
             route=route,
             method=method,
@@ -87,13 +109,17 @@ def route_of(scope: Scope) -> str:
     return str(getattr(scope.get("route"), "path", UNMATCHED))
 
 
-def _watched(send: Send, identity: str, answer: _Answer) -> Send:
+def _watched(send: Send, identity: str, answer: _Answer, app: FastAPI) -> Send:
     async def watched(message: Message) -> None:
         if message["type"] == "http.response.start":
-            answer.status = message["status"]
-            MutableHeaders(scope=message)["X-Request-Id"] = identity
+            answer.began, answer.status = time.perf_counter(), message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-Id"] = identity
+            if app.state.draining:
+                headers["Connection"] = "close"  # the next request had better go elsewhere
         elif message["type"] == "http.response.body":
             answer.bytes += len(message.get("body", b""))
         await send(message)
+        answer.ended = time.perf_counter()
 
     return watched

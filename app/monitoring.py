@@ -6,7 +6,10 @@ sends becomes a label value.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,6 +24,8 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 
 from app.batching import Engine, EngineObserver
+from app.build import build_facts
+from app.cache import Cache
 from app.catalogue import Catalogue
 from app.work import WorkItem
 
@@ -29,6 +34,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a time stamp besid
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 BYTES = tuple(4.0**power for power in range(5, 16))  # 1 KiB to 1 GiB
 LEVELS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # unit scale: full range is 1
+FILLS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)
 ITEMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
@@ -58,6 +64,10 @@ class Metrics(EngineObserver):
         self.problems = Counter("medrestore_problems", "Errors answered, by kind", ["problem"], registry=r)
         self.pixels = Counter("medrestore_restored_pixels", "Pixels of decoded images", ["task"], registry=r)
         self.clipped = Counter("medrestore_clipped_samples", "Samples cut to the storable range", registry=r)
+        self.tile_pixels = Counter(
+            "medrestore_tile_pixels", "Pixels of tiles: the image's own, and padding", ["kind"], registry=r
+        )
+        self.cached = Counter("medrestore_cache_answers", "Answers by where they came from", ["origin"], registry=r)
         self.level = Histogram(
             "medrestore_noise_level", "Noise before, full range is 1", (), buckets=LEVELS, registry=r
         )
@@ -70,6 +80,13 @@ class Metrics(EngineObserver):
             "medrestore_batch_duration_seconds", "Run of one batch", ["device"], buckets=SECONDS, registry=r
         )
         self.batch = Histogram("medrestore_batch_items", "Items of one batch", ["device"], buckets=ITEMS, registry=r)
+        self.fill = Histogram(
+            "medrestore_batch_fill",
+            "Share of a batch's room that was used",
+            ["device"],
+            buckets=FILLS,
+            registry=r,
+        )
         self.run_pixels = Counter("medrestore_run_pixels", "Pixels given to the networks", ["device"], registry=r)
         self.refused = Counter("medrestore_shed", "Refused for lack of room", ["reason"], registry=r)
         self.changes = Counter("medrestore_model_changes", "Changes of the repository taken up", ["change"], registry=r)
@@ -88,6 +105,11 @@ class Metrics(EngineObserver):
             Gauge(name, text, registry=self.registry).set_function(read)
         self.registry.register(_Facts(engine, catalogue))
 
+    def watch_cache(self, cache: Cache[Any] | None) -> None:
+        """Adds the gauge of what the cache holds; 0 where there is none."""
+        held = Gauge("medrestore_cache_bytes", "Bytes of answers that are kept", registry=self.registry)
+        held.set_function(lambda: cache.bytes if cache else 0)
+
     def text(self) -> bytes:
         """The exposition format."""
         return generate_latest(self.registry)
@@ -100,8 +122,9 @@ class Metrics(EngineObserver):
     def shed(self, reason: str) -> None:
         self.refused.labels(reason).inc()
 
-    def batch_ran(self, device: str, items: int, pixels: int, run_s: float) -> None:
+    def batch_ran(self, device: str, items: int, pixels: int, fill: float, run_s: float) -> None:
         self.run.labels(device).observe(run_s)
+        self.fill.labels(device).observe(fill)
         self.batch.labels(device).observe(items)
         self.run_pixels.labels(device).inc(pixels)
 
@@ -117,11 +140,12 @@ class Metrics(EngineObserver):
 
 
 class _Facts:
-    """Which models are served, and which workers are up."""
+    """Which models are served, which workers are up, their memory, and which build this is."""
 
     def __init__(self, engine: Engine, catalogue: Catalogue) -> None:
         self._engine = engine
         self._catalogue = catalogue
+        self._build = build_facts()
 
     def collect(self) -> Iterable[Metric]:
         models = InfoMetricFamily("medrestore_model", "A model that is served", labels=["name", "version"])
@@ -131,6 +155,21 @@ class _Facts:
             facts = {"task": manifest.task, "digest": bundle.digest, "default": default}
             models.add_metric([manifest.name, manifest.version], facts)
         workers = GaugeMetricFamily("medrestore_worker_up", "1 where a worker takes work", labels=["worker", "device"])
+        memory = GaugeMetricFamily(
+            "medrestore_worker_resident_bytes", "Memory of a worker that is in RAM", labels=["worker", "device"]
+        )
         for index, worker in enumerate(self._engine.workers):
             workers.add_metric([str(index), worker.device], float(worker.state in ("idle", "busy")))
-        return [models, workers]
+            if worker.pid is not None and (held := resident_bytes(worker.pid)) is not None:
+                memory.add_metric([str(index), worker.device], held)
+        build = InfoMetricFamily("medrestore_build", "Versions of what runs", value=self._build)
+        return [models, workers, memory, build]
+
+
+def resident_bytes(pid: int) -> int | None:
+    """Memory of a process that is in RAM; None where it cannot be read, or the process has ended."""
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
+    except (OSError, IndexError):
+        return None
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")

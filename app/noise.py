@@ -106,16 +106,14 @@ def neighbour_products(values: Array, measured: Array | None = None) -> Array:
 
     `measured` (rows, columns) leaves out every pair with a pixel that is not; 0 where no pair is left.
     """
-    mask = np.broadcast_to(True, values.shape[1:]) if measured is None else measured
     values = values if measured is None else np.where(measured, values, 0.0)
-    pairs = [
-        (values, values, mask),
-        (values[:, :, :-1], values[:, :, 1:], mask[:, :-1] & mask[:, 1:]),
-        (values[:, :-1], values[:, 1:], mask[:-1] & mask[1:]),
-    ]
-    counts = [max(1, len(values) * np.count_nonzero(kept)) for _, _, kept in pairs]
-    sums = [np.einsum("src,src->", a, b) for a, b, _ in pairs]  # without an array of products
-    return np.asarray(np.array(sums) / np.array(counts))
+    pairs = [(values, values), (values[:, :, :-1], values[:, :, 1:]), (values[:, :-1], values[:, 1:])]
+    counts = [here.size for here, _ in pairs]
+    if measured is not None:
+        masks = (measured, measured[:, :-1] & measured[:, 1:], measured[:-1] & measured[1:])
+        counts = [len(values) * int(np.count_nonzero(mask)) for mask in masks]
+    sums = [np.einsum("src,src->", a, b) for a, b in pairs]  # without an array of products
+    return np.asarray(np.array(sums) / np.maximum(counts, 1))
 
 
 def rms(values: Array, measured: Array | None = None) -> float:

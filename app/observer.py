@@ -11,8 +11,8 @@ class EngineObserver:
     def shed(self, reason: str) -> None:
         """Refused: "items", "pixels", "bytes" or "not_ready"."""
 
-    def batch_ran(self, device: str, items: int, pixels: int, run_s: float) -> None:
-        """A graph ran once."""
+    def batch_ran(self, device: str, items: int, pixels: int, fill: float, run_s: float) -> None:
+        """A graph ran once; `fill` is its share of the items that it might have had."""
 
     def finished(self, item: WorkItem, outcome: str, queue_s: float, run_s: float) -> None:
         """Completed: "ok", "cancelled", "expired", "failed", "lost" or "stopped"."""

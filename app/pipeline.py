@@ -34,6 +34,7 @@ from app.noise import (
     was_trained_on,
     was_trained_on_colour,
 )
+from app.tracing import span
 from models.bundle import Bundle
 from models.errors import ImageTooLarge, OptionError
 from models.imaging.correlation import NoiseCorrelation
@@ -95,7 +96,8 @@ class Stopwatch:
     def __call__(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         try:
-            yield
+            with span(stage):
+                yield
         finally:
             self.seconds[stage] += time.perf_counter() - start
 

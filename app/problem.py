@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app.errors import Status, status_of
+from app.errors import QueueFull, Status, status_of
 from models.errors import MedRestoreError
 
 MEDIA_TYPE = "application/problem+json"
@@ -58,6 +58,8 @@ def of_error(request: Request, error: MedRestoreError) -> Response:
     status = status_of(error)
     wait_s = getattr(error, "retry_after_s", RETRY_LATER_S if status.code == HTTPStatus.SERVICE_UNAVAILABLE else None)
     headers = {"Retry-After": str(max(1, math.ceil(wait_s)))} if wait_s is not None else {}
+    if isinstance(error, QueueFull):
+        headers |= {"X-Queue-Position": str(error.position), "X-Queue-Seconds": f"{error.wait_s:.3f}"}
     if status.code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         headers["Connection"] = "close"  # the rest of the body was not read
     more = {"reason": getattr(error, "reason", None), "available": getattr(error, "available", None)}

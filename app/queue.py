@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from heapq import merge
 from typing import Generic, TypeVar
 
 from app.work import Priority, WorkItem
@@ -20,6 +20,7 @@ class Entry:
 
     item: WorkItem
     order: int  # of acceptance; unique
+    due: float = 0.0  # seconds of any one clock: the smaller goes first, and within a class it grows with `order`
     attempts: int = 0  # runs begun
     alone: bool = False  # shares no run, because one has failed; set while it is not waiting
     key: Hashable = field(init=False)
@@ -34,7 +35,7 @@ E = TypeVar("E", bound=Entry)
 
 
 class WorkQueue(Generic[E]):
-    """Entries by priority, then by order of acceptance; a batch holds entries of one key only."""
+    """Entries by when they are due, then by order of acceptance; a batch holds entries of one key only."""
 
     def __init__(self) -> None:
         self._lanes: dict[tuple[Hashable, Priority], OrderedDict[int, E]] = {}
@@ -63,7 +64,7 @@ class WorkQueue(Generic[E]):
     def head(self) -> E | None:
         """The entry that goes next."""
         fronts = (next(iter(lane.values())) for lane in self._lanes.values())
-        return min(fronts, key=lambda entry: (entry.item.priority, entry.order), default=None)
+        return min(fronts, key=lambda entry: (entry.due, entry.order), default=None)
 
     def cut(self, items: int, pixels: int) -> list[E]:
         """Takes out the next batch: the head, and others of its key up to `items` entries and `pixels`
@@ -85,7 +86,9 @@ class WorkQueue(Generic[E]):
         return entries
 
     def _same_key(self, head: E) -> Iterator[E]:
-        return chain.from_iterable(self._lanes.get((head.key, p), {}).values() for p in Priority)
+        empty: OrderedDict[int, E] = OrderedDict()
+        lanes = (self._lanes.get((head.key, priority), empty).values() for priority in Priority)
+        return merge(*lanes, key=lambda entry: (entry.due, entry.order))
 
     @staticmethod
     def _lane(entry: E) -> tuple[Hashable, Priority]:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from app.admission import Admission
 from app.backends.base import Array, Backend
 from app.batching import Engine
-from app.work import Cancellation, WorkItem
+from app.tracing import ran
+from app.work import Cancellation, Priority, WorkItem
 
 
 class EngineRunner:
@@ -19,16 +20,24 @@ class EngineRunner:
     """
 
     def __init__(
-        self, engine: Engine, digest: str, precision: str, admission: Admission, deadline: float, window: int
+        self,
+        engine: Engine,
+        digest: str,
+        precision: str,
+        admission: Admission,
+        deadline: float,
+        window: int,
+        priority: Priority = Priority.INTERACTIVE,
     ) -> None:
         self.backend = "none"
         self.precision = precision
         self.queue_s: float | None = None
         self.run_s = 0.0
+        self.admission = admission
         self._engine = engine
         self._digest = digest
-        self._admission = admission
         self._deadline = deadline
+        self._priority = priority
         self._window = asyncio.Semaphore(window)
         self._cancellation = Cancellation()
 
@@ -45,14 +54,16 @@ class EngineRunner:
                 graph,
                 arrays,
                 precision=self.precision,
+                priority=self._priority,
                 deadline=self._deadline,
                 cancellation=self._cancellation,
-                admission=self._admission,
+                admission=self.admission,
             )
             answer = await self._engine.submit(item)
         self.backend, self.precision = answer.backend, answer.precision
         self.queue_s = answer.queue_s if self.queue_s is None else self.queue_s
         self.run_s += answer.run_s
+        ran(answer.queue_s, answer.run_s)
         return answer.arrays
 
 

@@ -27,6 +27,21 @@ Precision = Annotated[
 ]
 
 
+class CallHeaders(BaseModel):
+    """Headers of every request with an image."""
+
+    x_deadline_ms: int | None = Field(
+        None,
+        ge=1,
+        le=86_400_000,
+        description="milliseconds from now within which the answer is of use: 429 where that cannot be met, 504 where "
+        "it was missed after all",
+    )
+    x_priority: Literal["interactive", "routine", "bulk"] = Field(
+        default="interactive", description="which goes first where work waits; the others catch up with age"
+    )
+
+
 class _Query(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 

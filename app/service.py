@@ -11,19 +11,21 @@ import base64
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from app.admission import Usage
 from app.analysis import NoiseReport, analyse
 from app.batching import Engine
 from app.body import Upload
+from app.cache import Cache
 from app.catalogue import Catalogue
 from app.errors import BackendUnavailable, NotReady
 from app.gate import Gate
 from app.log import event
 from app.monitoring import Metrics
-from app.negotiation import choose, formats_of
+from app.negotiation import choose, formats_of, parse_accept
 from app.pipeline import (
     EXACT,
     Evidence,
@@ -32,11 +34,14 @@ from app.pipeline import (
     Stopwatch,
     choose_precision,
     demand,
+    plan_for,
     restore,
 )
 from app.runner import EngineRunner
 from app.settings import Settings
 from app.watch import Watch
+from app.work import Priority
+from app.workers import Model
 from models.bundle import Bundle
 from models.errors import BundleInvalid
 from models.imaging.codec import MEDIA_TYPES, OUTPUTS, decode, encode
@@ -56,6 +61,8 @@ class Job:
     options: Options = field(default_factory=Options)
     precision: str | None = None  # "exact", "fast" or the service's rule
     accept: str | None = None
+    priority: Priority = Priority.INTERACTIVE
+    deadline: float | None = None  # seconds of `time.monotonic()`
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,10 @@ class Making:
     shape: tuple[int, ...]  # of its pixels: frames, rows, columns, samples
     lossy: bool  # it had gone through lossy compression
     notes: tuple[str, ...]  # what decoding changed
+    position: int  # requests that were there when it was admitted
+    wait_s: float  # the estimate, then, of the time that those would take
     timings: dict[str, float]  # stage -> seconds
+    cache: str | None = None  # "hit", "miss" or "joined" where answers are kept
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -78,7 +88,8 @@ class Making:
         size = {"frames": frames, "rows": rows, "columns": columns, "samples": samples}
         stages = {f"{stage}_s": round(seconds, 4) for stage, seconds in self.timings.items()}
         how = {"model": self.bundle.reference, "backend": self.backend, "precision": self.precision}
-        return {**how, "format": self.format, **size, **stages}
+        kept = {"cache": self.cache} if self.cache else {}
+        return {**how, "format": self.format, **size, **stages, **kept}
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,8 @@ class Service:
         self.metrics = metrics
         self.watch = watch
         self.gate = Gate(settings.requests, settings.request_bytes)
+        self.cache = Cache(settings.cache_bytes, _weight) if settings.cache_bytes else None
+        metrics.watch_cache(self.cache)
 
     def check(self, job: Job) -> Bundle:
         """The bundle for a job, before its body is read. Raises what makes the body not worth reading:
@@ -120,11 +133,23 @@ class Service:
         choose(job.accept, OUTPUTS)
         if self.engine.reason is not None:
             raise NotReady(self.engine.reason)
+        if job.deadline is not None and (late_s := self.engine.backlog_s - (job.deadline - time.monotonic())) > 0:
+            raise self.engine.full("deadline", late_s)
         return bundle
 
     async def restore(self, job: Job, upload: Upload) -> Product:
-        """Decodes, restores and encodes one image."""
-        bundle, watch = self.check(job), Stopwatch()
+        """Decodes, restores and encodes one image, or gives the answer that is kept or under way."""
+        bundle = self.check(job)
+        if self.cache is None:
+            return await self._restore(job, bundle, upload)
+        key = await asyncio.to_thread(_key, job, bundle, upload)
+        product, origin = await self.cache.answer(key, lambda: self._restore(job, bundle, upload))
+        self.metrics.cached.labels(origin).inc()
+        timings = {} if origin == "hit" else product.making.timings  # nothing of it took time now
+        return replace(product, making=replace(product.making, cache=origin, timings=timings))
+
+    async def _restore(self, job: Job, bundle: Bundle, upload: Upload) -> Product:
+        watch = Stopwatch()
         with watch("decode"):
             image = await asyncio.to_thread(decode, upload.data, self.settings.limits, upload.hint)
         format = choose(job.accept, formats_of(image))
@@ -132,11 +157,12 @@ class Service:
         async def work(run: EngineRunner) -> Restoration:
             return await restore(image, bundle, job.options, run, self.settings.limits)
 
-        restoration, run = await self._run(image, bundle, job.precision, work)
+        restoration, run = await self._run(image, bundle, job, work)
         watch.seconds.update(restoration.timings)
         with watch("encode"):
             data, digest = await asyncio.to_thread(_encode, restoration, format)
         making = self._book(job.task, image, bundle, run, watch)
+        self._book_tiles(image, bundle)
         self._book_evidence(restoration.evidence, image)
         return Product(data, MEDIA_TYPES[format], digest, restoration.evidence, making)
 
@@ -150,34 +176,46 @@ class Service:
             return await analyse(image, bundle, run)
 
         with watch("analyse"):
-            report, run = await self._run(image, bundle, job.precision, work)
+            report, run = await self._run(image, bundle, job, work)
         return Report(report, self._book("analyze", image, bundle, run, watch))
 
     async def _run(
-        self, image: Image, bundle: Bundle, asked: str | None, work: Callable[[EngineRunner], Awaitable[T]]
+        self, image: Image, bundle: Bundle, job: Job, work: Callable[[EngineRunner], Awaitable[T]]
     ) -> tuple[T, EngineRunner]:
         """Does the work with room in the queue held for it; in exact mode where the fast one is not to be had."""
-        precision = choose_precision(image, asked, self.settings.fast_for_8_bit)
+        precision = choose_precision(image, job.precision, self.settings.fast_for_8_bit)
         if not self.engine.supports(bundle, precision):
             precision = EXACT
         window = self.settings.tiles_in_flight
-        with self.engine.admit(*demand(image, bundle, window)) as admission:
+        usage, model = Usage(*demand(image, bundle, window)), Model(bundle.digest, precision)
+        with self.engine.admit(usage, model, image.pixels.size, job.deadline) as admission:
             deadline = time.monotonic() + self.settings.timeout_s
-            run = EngineRunner(self.engine, bundle.digest, precision, admission, deadline, window)
+            deadline = deadline if job.deadline is None else min(deadline, job.deadline)
+            run = EngineRunner(self.engine, bundle.digest, precision, admission, deadline, window, job.priority)
             try:
-                return await work(run), run
+                result = await work(run)
+                admission.complete()
+                return result, run
             except (BackendUnavailable, BundleInvalid) as exc:
                 if precision == EXACT:
                     raise
                 event("no fast mode, exact mode serves", logging.WARNING, model=bundle.reference, reason=str(exc))
-        return await self._run(image, bundle, "exact", work)
+        return await self._run(image, bundle, replace(job, precision="exact"), work)
 
     def _book(self, task: str, image: Image, bundle: Bundle, run: EngineRunner, watch: Stopwatch) -> Making:
         timings = watch.seconds | run.timings
         self.metrics.observe_stages(timings)
         self.metrics.pixels.labels(task).inc(image.pixels[..., 0].size)
         shape, notes = image.pixels.shape, source_of(image).notes
-        return Making(bundle, run.backend, run.precision, image.format, shape, image.lossy, notes, timings)
+        waited = run.admission.position, run.admission.wait_s
+        return Making(bundle, run.backend, run.precision, image.format, shape, image.lossy, notes, *waited, timings)
+
+    def _book_tiles(self, image: Image, bundle: Bundle) -> None:
+        frames, rows, columns, samples = image.pixels.shape
+        plan, planes = plan_for(bundle, rows, columns), frames * samples
+        useful, given = planes * rows * columns, planes * plan.count * plan.shape[0] * plan.shape[1]
+        self.metrics.tile_pixels.labels("useful").inc(useful)
+        self.metrics.tile_pixels.labels("padding").inc(given - useful)
 
     def _book_evidence(self, evidence: Evidence, image: Image) -> None:
         self.metrics.clipped.inc(evidence.clipped)
@@ -188,3 +226,14 @@ class Service:
 def _encode(restoration: Restoration, format: str) -> tuple[bytes, str]:
     data = encode(restoration.image, format, restoration.derivation)
     return data, f"sha-256=:{base64.b64encode(hashlib.sha256(data).digest()).decode()}:"
+
+
+def _key(job: Job, bundle: Bundle, upload: Upload) -> Hashable:
+    """What decides an answer: equal keys, equal bytes."""
+    formats = frozenset(parse_accept(job.accept).items())
+    return hashlib.sha256(upload.data).digest(), bundle.digest, job.options, job.precision, formats
+
+
+def _weight(product: Product) -> int:
+    """Bytes that a kept answer takes, what goes with it included."""
+    return len(product.data) + 4096

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 import models
@@ -65,11 +65,29 @@ class Settings(BaseSettings):
     queue_items: PositiveInt = Field(default=4096, description="tiles and frames accepted and unfinished at most")
     queue_pixels: PositiveInt = Field(default=64 * 1024**2, description="pixels accepted and unfinished at most")
     queue_bytes: PositiveInt = Field(default=1024**3, description="bytes accepted and unfinished at most")
+    batch_items: PositiveInt = Field(
+        default=8, description="tiles of one run at most; 1 for a model whose answers would depend on it"
+    )
+    batch_pixels: PositiveInt = Field(default=512 * 512, description="pixels of one run at most, or a single tile")
+    ageing_s: NonNegativeFloat = Field(
+        default=10.0, description="a routine tile goes before an interactive one that came this much later; bulk: twice"
+    )
     tiles_in_flight: PositiveInt = Field(default=16, description="tiles of one request in the queue at once")
     timeout_s: PositiveFloat = Field(default=300.0, description="longest work on one request, seconds")
+    drain_delay_s: NonNegativeFloat = Field(
+        default=2.0, description="time after SIGTERM in which all is served, but not ready any more, seconds"
+    )
     drain_s: PositiveFloat = Field(default=30.0, description="time to finish open requests at a stop, seconds")
+    cache_bytes: NonNegativeInt = Field(
+        default=0,
+        description="answers of restoring kept for who sends the same again, bytes; 0 keeps none, so that no image "
+        "outlives its request. Above 0, equal requests under way are also worked once",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="lowest level that is logged"
+    )
+    tracing: bool = Field(
+        default=False, description="OpenTelemetry traces (extra `otel`); the standard `OTEL_` variables say where to"
     )
 
     @model_validator(mode="after")

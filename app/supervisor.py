@@ -1,33 +1,21 @@
-"""Keeps one worker process alive: starts it, restarts it with back-off, ends it."""
+"""Keeps one device served: starts its worker process, restarts it with back-off, puts another in its place."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
-from app.channel import Array
+from app.channel import Array, Arrays
 from app.errors import BackendUnavailable, RunFailed
+from app.handle import Handle, Patience
 from app.log import event, places
-from app.workers import Done, Load, Model, Request, Run, Unload, WorkerDeathError, WorkerProcess
+from app.workers import Model, WorkerDeathError
 
 FAILED_STARTS = 3  # in a row; from then on the worker counts as failed, though it is still tried
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a worker may take, and how soon it is started again; seconds."""
-
-    load_s: float = 300.0  # for one bundle, self-test included; then it is killed
-    answer_s: float = 300.0  # for one batch; then it is killed
-    restart_s: float = 0.2  # doubled after each death without an answer between
-    restart_max_s: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -41,33 +29,29 @@ class WorkerStatus:
     detail: str  # why it died last or failed, else ""
 
 
-T = TypeVar("T")
+Fill = Callable[[Handle], Awaitable[object]]
 Turn = Callable[["Supervisor"], Awaitable[None]]
 
 
 class Supervisor:
-    """One worker. All methods belong to the event loop; calls to the process run in one thread."""
+    """One worker. All methods belong to the event loop."""
 
     def __init__(self, device: str, threads: int | None, patience: Patience, changed: Callable[[], None]) -> None:
         self.device = device
         self.state = "starting"
         self.detail = ""
         self.restarts = 0
-        self.loaded: set[Model] = set()
-        self.dead = False
         self._threads = threads
         self._patience = patience
         self._changed = changed  # called when the state changes or the process dies
-        self._process: WorkerProcess | None = None
-        self._job: Future[Any] | None = None  # what the thread does
-        self._watched: int | None = None
+        self._handle: Handle | None = None
+        self._successor: Handle | None = None
         self._failed_starts = 0
         self._was_warm = False
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"worker {device}")
 
     @property
     def status(self) -> WorkerStatus:
-        pid = self._process.pid if self._process else None
+        pid = self._handle.pid if self._handle else None
         return WorkerStatus(self.device, self.state, pid, self.restarts, self.detail)
 
     @property
@@ -75,7 +59,28 @@ class Supervisor:
         """True while it works, or has worked and is being restarted."""
         return self.state in ("idle", "busy") or (self.state == "restarting" and self._was_warm)
 
-    async def supervise(self, warm_up: Turn, turn: Turn, restarted: Callable[[str], None]) -> None:
+    @property
+    def loaded(self) -> Mapping[Model, int]:
+        """What the process holds, and how many items a run of it may have."""
+        return self._handle.loaded if self._handle else {}
+
+    @property
+    def dead(self) -> bool:
+        """Whether the process ended by itself."""
+        return self._handle is not None and self._handle.dead
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another process waits to take its place: a turn is to end then."""
+        return self._successor is not None
+
+    @property
+    def handle(self) -> Handle:
+        """The process that works now."""
+        assert self._handle is not None
+        return self._handle
+
+    async def supervise(self, warm_up: Fill, turn: Turn, restarted: Callable[[str], None]) -> None:
         """Runs until cancelled: starts the process, warms it up, then takes turns at the work.
 
         A death (WorkerDeathError) in any of these restarts it, and so does any other error;
@@ -85,13 +90,16 @@ class Supervisor:
         while True:
             warm = False
             try:
-                await self._begin()
-                await warm_up(self)
+                if not await self._take_successor():
+                    self._handle = self._new()
+                    await self._handle.start()
+                    await warm_up(self._handle)
                 warm = self._was_warm = True
                 self._failed_starts = 0
                 self._enter("idle")
                 while True:
                     await turn(self)
+                    await self._take_successor()
                     delay = self._patience.restart_s
             except BackendUnavailable as exc:
                 await self._end()
@@ -111,76 +119,65 @@ class Supervisor:
             await asyncio.sleep(delay)
             delay = min(2 * delay, self._patience.restart_max_s)
 
-    async def once(self, work: Turn) -> None:
-        """Starts the process for `work` alone and ends it. Raises what `work` raises, WorkerDeathError included."""
+    async def prepare(self, fill: Fill) -> Handle:
+        """Another process for the device, filled while the one that works goes on.
+
+        Raises what `fill` raises, WorkerDeathError included; nothing is left running then.
+        """
+        handle = self._new()
         try:
-            await self._begin()
-            await work(self)
-        finally:
-            await self.stop()
+            await handle.start()
+            await fill(handle)
+        except BaseException:
+            await handle.stop()
+            raise
+        return handle
 
-    async def load(self, model: Model, folder: Path, backend: str) -> None:
-        """Loads and self-tests. Raises BundleInvalid, BackendUnavailable, WorkerDeathError."""
-        await self._call(Load(model, folder, backend), {}, self._patience.load_s)
-        self.loaded.add(model)
+    async def succeed(self, handle: Handle) -> None:
+        """Has a prepared process take over when the batch that runs now is done."""
+        before, self._successor = self._successor, handle
+        self._changed()
+        if before is not None:
+            await before.stop()
 
-    async def unload(self, model: Model) -> None:
-        """Frees what `load` took. Raises WorkerDeathError."""
-        self.loaded.discard(model)
-        await self._call(Unload(model), {}, self._patience.answer_s)
-
-    async def run(self, model: Model, graph: str, arrays: Mapping[str, Array]) -> tuple[dict[str, Array], float]:
-        """Outputs, and the seconds that the run took. Raises RunFailed, WorkerDeathError."""
+    async def run(self, model: Model, graph: str, items: Sequence[Arrays]) -> tuple[list[dict[str, Array]], float]:
+        """Each item's outputs, and the seconds that the run took. Raises RunFailed, WorkerDeathError."""
         self._enter("busy")
         try:
-            reply, outputs = await self._call(Run(model, graph), arrays, self._patience.answer_s)
+            answer = await self.handle.run(model, graph, items)
         except RunFailed:
             self._enter("idle")
             raise
         self._enter("idle")
-        assert isinstance(reply, Done)
-        return outputs, reply.run_s
+        return answer
 
     async def stop(self) -> None:
-        """Ends the process, a busy one at once."""
-        if self._process is not None and self._job is not None and not self._job.done():
-            self._process.kill()
+        """Ends its processes, a busy one at once."""
         await self._end()
-        self._executor.shutdown()
+        if self._successor is not None:
+            await self._successor.stop()
         self.state = "stopped"
 
-    async def _begin(self) -> None:
-        self.dead, self.loaded = False, set()
-        self._process = WorkerProcess(self.device, self._threads)
-        await self._in_thread(self._process.start)
-        self._watched = self._process.sentinel
-        asyncio.get_running_loop().add_reader(self._watched, self._died)
+    def _new(self) -> Handle:
+        return Handle(self.device, self._threads, self._patience, self._changed)
 
-    def _died(self) -> None:
-        self._unwatch()
-        self.dead = True
+    async def _take_successor(self) -> bool:
+        """Puts the prepared process in the place of the present one; false where there is none that lives."""
+        successor, self._successor = self._successor, None
+        if successor is None or successor.dead:
+            if successor is not None:
+                await successor.stop()
+            return False
+        before, self._handle = self._handle, successor
         self._changed()
-
-    def _unwatch(self) -> None:
-        watched, self._watched = self._watched, None
-        if watched is not None:
-            asyncio.get_running_loop().remove_reader(watched)
+        if before is not None:
+            await before.stop()
+        return True
 
     async def _end(self) -> None:
-        self._unwatch()
-        if self._process is not None:
-            await self._in_thread(self._process.stop)
-            self._process = None
-
-    async def _call(
-        self, request: Request, arrays: Mapping[str, Array], limit_s: float
-    ) -> tuple[Any, dict[str, Array]]:
-        assert self._process is not None
-        return await self._in_thread(partial(self._process.call, request, arrays, limit_s))
-
-    async def _in_thread(self, function: Callable[[], T]) -> T:
-        self._job = self._executor.submit(function)
-        return await asyncio.wrap_future(self._job)
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            await handle.stop()
 
     def _enter(self, state: str, detail: str = "") -> None:
         self.state, self.detail = state, detail

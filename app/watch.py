@@ -48,6 +48,7 @@ class Watch:
         what is served stays as it is then."""
         now = await asyncio.to_thread(look, self._catalogue.repository)
         if now == self._before == self._handled:
+            await self._engine.retire()  # a version withdrawn before may be needed by no request any more
             return
         served = self._served()
         for path in self._handled.keys() - now.keys():
@@ -61,8 +62,8 @@ class Watch:
         self._before = now
         for name in {path.parent.name for path in now} | set(self._catalogue.warnings):
             self._catalogue.follow_pointer(name)
-        self._engine.wake()
         self._tell(served, self._served())
+        await self._engine.retire()
 
     async def _examine(self, folder: Path, settled: bool) -> bool:
         """Offers a version that holds what it promises. False where it may still be on its way in."""

@@ -15,7 +15,8 @@ Array = np.ndarray[Any, Any]
 
 
 class Priority(IntEnum):
-    """Lower goes first; within one class the oldest goes first."""
+    """Lower goes first; within one class the oldest goes first. Each class is as if it had come later than
+    the one above it (`EngineConfig.ageing_s`), so that none waits for ever."""
 
     INTERACTIVE = 0
     ROUTINE = 1

@@ -1,8 +1,8 @@
 """A worker process: holds loaded bundles on one device and runs their graphs.
 
 `WorkerProcess` is the handle on the service's side; `serve` is what the process does. They speak
-`Load`, `Unload` and `Run` over a pipe, one at a time, each answered by `Loaded`, `Unloaded`, `Done`
-or `Failed`.
+`Load` and `Run` over a `Channel`, one at a time, each answered by `Loaded`, `Done` or `Failed`. A model
+is never unloaded: runtimes do not give back all they took, so a process is replaced by one without it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection as pipes
 from pathlib import Path
 from typing import Any
 
-from app.backends.base import Array, Backend, load, self_test
-from app.channel import NOTHING, receive, send
+from app.backends.base import Array, Backend, batch_invariant, load, self_test, warm_up
+from app.channel import Arrays, Channel, split
 from app.errors import BackendUnavailable, RunFailed
 from models.bundle import read_bundle
 from models.errors import BundleInvalid, MedRestoreError
@@ -38,23 +38,17 @@ class Model:
 
 @dataclass(frozen=True)
 class Load:
-    """Load and self-test a bundle."""
+    """Load and self-test a bundle, and run it once at each of its tile shapes."""
 
     model: Model
     folder: Path
     backend: str
-
-
-@dataclass(frozen=True)
-class Unload:
-    """Free a bundle's memory; nothing where it is not loaded."""
-
-    model: Model
+    batch_items: int = 1  # wanted of one run at most
 
 
 @dataclass(frozen=True)
 class Run:
-    """Run a graph on the arrays that follow."""
+    """Run a graph on the arrays that follow, those of its items stacked."""
 
     model: Model
     graph: str
@@ -64,10 +58,7 @@ class Run:
 class Loaded:
     """The bundle passed its self-test."""
 
-
-@dataclass(frozen=True)
-class Unloaded:
-    """The bundle is gone."""
+    batch_items: int  # 1 where an item's bytes would depend on its batch mates
 
 
 @dataclass(frozen=True)
@@ -92,8 +83,8 @@ class Failed:
         return kinds[self.kind](self.text)
 
 
-Request = Load | Unload | Run
-Reply = Loaded | Unloaded | Done
+Request = Load | Run
+Reply = Loaded | Done
 
 
 class WorkerDeathError(Exception):
@@ -106,6 +97,7 @@ class WorkerProcess:
     def __init__(self, device: str, threads: int | None) -> None:
         context = multiprocessing.get_context("spawn")
         self._ours, self._theirs = context.Pipe()
+        self._channel = Channel(self._ours)
         self._process = context.Process(
             target=serve, args=(self._theirs, device, threads), name=f"worker {device}", daemon=True
         )
@@ -120,24 +112,24 @@ class WorkerProcess:
         self._theirs.close()
 
     def call(
-        self, request: Request, arrays: Mapping[str, Array] = NOTHING, timeout_s: float | None = None
-    ) -> tuple[Reply, dict[str, Array]]:
-        """Sends a request and waits for its answer.
+        self, request: Request, items: Sequence[Arrays] = (), timeout_s: float | None = None
+    ) -> tuple[Reply, list[dict[str, Array]]]:
+        """Sends a request with its items and waits for the answer, which has as many.
 
         Raises what the worker reports (BundleInvalid, BackendUnavailable, RunFailed), or WorkerDeathError.
         """
         try:
-            send(self._ours, request, arrays)
+            self._channel.send(request, items)
             if not self._ours.poll(timeout_s):
                 self.kill()
                 raise WorkerDeathError(f"killed after {timeout_s:.0f} s without an answer")
-            reply, outputs = receive(self._ours)
+            reply, outputs = self._channel.receive()
         except (EOFError, OSError) as exc:
             self._process.join(STOP_S)
             raise WorkerDeathError(f"ended with status {self._process.exitcode}") from exc
         if isinstance(reply, Failed):
             raise reply.error()
-        return reply, outputs
+        return reply, split(outputs, len(items))
 
     def kill(self) -> None:
         """Ends the process at once, from any thread."""
@@ -163,12 +155,12 @@ def serve(connection: pipes.Connection, device: str, threads: int | None) -> Non
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    worker = Worker(device, threads)
+    worker, channel = Worker(device, threads), Channel(connection)
     with suppress(EOFError, OSError):
         while True:
-            request, arrays = receive(connection)
+            request, arrays = channel.receive()
             reply, outputs = worker.answer(request, arrays)
-            send(connection, reply, outputs)
+            channel.send(reply, [outputs] if outputs else [])
     os._exit(0)  # nothing here needs the runtimes' slow exit handlers
 
 
@@ -188,33 +180,30 @@ class Worker:
         self.threads = threads
         self.models: dict[Model, Backend] = {}
 
-    def answer(self, request: Request, arrays: dict[str, Array]) -> tuple[Any, Mapping[str, Array]]:
+    def answer(self, request: Request, arrays: Arrays) -> tuple[Any, dict[str, Array]]:
         """Never raises: one bad request must not cost the others their worker."""
         try:
             if isinstance(request, Run):
                 return self._run(request, arrays)
-            return self._load(request) if isinstance(request, Load) else self._unload(request)
+            return self._load(request), {}
         except (BackendUnavailable, RunFailed) as exc:
-            return Failed(type(exc).__name__, str(exc)), NOTHING
+            return Failed(type(exc).__name__, str(exc)), {}
         except Exception as exc:  # noqa: BLE001 (a runtime may raise anything)
             kind = BundleInvalid if isinstance(request, Load) else RunFailed
             text = str(exc) if isinstance(exc, MedRestoreError) else f"{type(exc).__name__}: {exc}"
-            return Failed(kind.__name__, text), NOTHING
+            return Failed(kind.__name__, text), {}
 
-    def _load(self, request: Load) -> tuple[Loaded, Mapping[str, Array]]:
+    def _load(self, request: Load) -> Loaded:
         bundle = read_bundle(request.folder)  # again: the files may have changed since the service read them
         if bundle.digest != request.model.digest:
             raise BundleInvalid(f"{bundle.reference} changed on disk after the service started")
         backend = load(request.backend, bundle, self.device, request.model.precision, self.threads)
         self_test(backend, bundle)
+        warm_up(backend, bundle)
         self.models[request.model] = backend
-        return Loaded(), NOTHING
+        return Loaded(request.batch_items if batch_invariant(backend, bundle, request.batch_items) else 1)
 
-    def _unload(self, request: Unload) -> tuple[Unloaded, Mapping[str, Array]]:
-        self.models.pop(request.model, None)
-        return Unloaded(), NOTHING
-
-    def _run(self, request: Run, arrays: dict[str, Array]) -> tuple[Done, dict[str, Array]]:
+    def _run(self, request: Run, arrays: Arrays) -> tuple[Done, dict[str, Array]]:
         start = time.perf_counter()
         outputs = self.models[request.model].run(request.graph, arrays)
         batch = next(iter(arrays.values())).shape[0]

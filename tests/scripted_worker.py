@@ -15,7 +15,7 @@ import numpy as np
 from app.batching import Engine, EngineConfig, EngineObserver, Patience, WorkItem
 from app.catalogue import Catalogue
 from app.errors import RunFailed
-from app.workers import Done, Load, Loaded, Run, Unload, Unloaded, WorkerDeathError
+from app.workers import Done, Load, Loaded, Run, WorkerDeathError
 
 GOOD, BAD, DEADLY = 0.0, 1.0, 2.0  # first pixel of an image: what the scripted worker does with it
 FAST = Patience(answer_s=10, restart_s=0.001, restart_max_s=0.002)
@@ -27,8 +27,8 @@ class Script:
 
     runs: list[list[float]] = field(default_factory=list)  # the tags of each run's items
     loads: list[str] = field(default_factory=list)
-    unloads: list[str] = field(default_factory=list)  # digests
     starts: int = 0
+    batch_items: int = 99  # that keep their bytes in company
     gate: threading.Event = field(default_factory=threading.Event)  # a run waits for it
     on_load: Callable[[Load], None] = lambda request: None
     on_start: Callable[[], None] = lambda: None
@@ -50,24 +50,21 @@ class ScriptedProcess:
         self.pid = 1
         self.script.on_start()
 
-    def call(self, request, arrays, timeout_s):
+    def call(self, request, items, timeout_s):
         if isinstance(request, Load):
             self.script.loads.append(request.model.precision)
             self.script.on_load(request)
-            return Loaded(), {}
-        if isinstance(request, Unload):
-            self.script.unloads.append(request.model.digest)
-            return Unloaded(), {}
+            return Loaded(min(request.batch_items, self.script.batch_items)), []
         assert isinstance(request, Run)
-        image = arrays["image"]
-        self.script.runs.append([float(one[0, 0, 1]) for one in image])
+        images = [item["image"] for item in items]
+        self.script.runs.append([float(image[0, 0, 0, 1]) for image in images])
         assert self.script.gate.wait(10)
-        kinds = {float(one[0, 0, 0]) for one in image}
+        kinds = {float(image[0, 0, 0, 0]) for image in images}
         if DEADLY in kinds:
             raise WorkerDeathError("scripted")
         if BAD in kinds:
             raise RunFailed("scripted")
-        return Done(0.01), {"restored": image + 1}
+        return Done(0.01), [{"restored": image + 1} for image in images]
 
     def kill(self) -> None:
         self.script.gate.set()
@@ -90,7 +87,7 @@ class Recorder(EngineObserver):
     def shed(self, reason: str) -> None:
         self.shed_reasons.append(reason)
 
-    def batch_ran(self, device: str, items: int, pixels: int, run_s: float) -> None:
+    def batch_ran(self, device: str, items: int, pixels: int, fill: float, run_s: float) -> None:
         self.batches.append(items)
 
     def finished(self, item: WorkItem, outcome: str, queue_s: float, run_s: float) -> None:
@@ -110,7 +107,9 @@ class Bench:
         self.catalogue = Catalogue(repository)
         self.digest = self.catalogue.lookup("tiny-x2", "superresolve", 2).digest
         self.recorder = Recorder()
-        self.engine = Engine(self.catalogue, EngineConfig(**({"patience": FAST} | config)), self.recorder)
+        self.engine = Engine(
+            self.catalogue, EngineConfig(**({"patience": FAST, "batch_items": {"fp32": 1}} | config)), self.recorder
+        )
 
     async def __aenter__(self) -> Bench:
         await self.engine.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from importlib import import_module
 from io import BytesIO
@@ -29,6 +30,7 @@ MODULES: Mapping[str, str] = {
 # share of the answer's peak.
 FP32_TOLERANCE = 1e-4
 BF16_TOLERANCE = 0.05
+WARM_PIXELS = 512 * 512
 
 
 class Backend(Protocol):
@@ -115,6 +117,40 @@ def self_test(backend: Backend, bundle: Bundle) -> None:
             if name not in answer:
                 raise BundleInvalid(f"{bundle.reference}: graph {graph!r} gives no output {name!r}")
             _compare(f"{bundle.reference}: {graph}.{name}", answer[name], wanted, backend)
+
+
+def warm_up(backend: Backend, bundle: Bundle) -> None:
+    """Runs every graph once at each of the bundle's tile shapes, so that no request pays for a first run.
+
+    Tiles of more than `WARM_PIXELS` are left out: few images need them, and runtimes keep the memory.
+    """
+    golden = read_golden(bundle)
+    for graph in sorted(bundle.manifest.graphs):
+        inputs = {k.split(".", 2)[2]: v for k, v in golden.items() if k.startswith(f"{graph}.in.")}
+        for rows, columns in (tile for tile in bundle.manifest.tiles if math.prod(tile) <= WARM_PIXELS):
+            backend.run(graph, inputs | {"image": np.full((1, 1, rows, columns), 0.5, np.float32)})
+
+
+def batch_invariant(backend: Backend, bundle: Bundle, items: int) -> bool:
+    """Whether the golden input gives the same bytes alone and at any place in a batch of up to `items`, beside others.
+
+    No runtime promises this, so it is tried on each device. Raises BundleInvalid where the golden file cannot be read.
+    """
+    golden = read_golden(bundle)
+    for graph in sorted(bundle.manifest.graphs):
+        inputs = {k.split(".", 2)[2]: v for k, v in golden.items() if k.startswith(f"{graph}.in.")}
+        other = {name: np.ascontiguousarray(array[..., ::-1]) for name, array in inputs.items() if name == "image"}
+        alone = [backend.run(graph, one) for one in (inputs, inputs | other)]
+        for count in range(2, items + 1):
+            kinds = [index % 2 for index in range(count)]
+            mixed = {
+                name: np.concatenate([(inputs | other if kind else inputs)[name] for kind in kinds]) for name in inputs
+            }
+            together = backend.run(graph, mixed)
+            for place, kind in enumerate(kinds):
+                if any(together[name][place].tobytes() != array[0].tobytes() for name, array in alone[kind].items()):
+                    return False
+    return True
 
 
 def read_golden(bundle: Bundle) -> dict[str, Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 
 from app import schemas
 from app.analysis import FrameReport
@@ -17,11 +17,16 @@ router = APIRouter(tags=["images"])
 
 
 @router.post("/analyze", openapi_extra=IMAGE_BODY, responses=PROBLEMS)
-async def analyze(request: Request, response: Response, query: Annotated[AnalyzeQuery, Query()]) -> schemas.NoiseReport:
+async def analyze(
+    request: Request,
+    response: Response,
+    query: Annotated[AnalyzeQuery, Query()],
+    call: Annotated[schemas.CallHeaders, Header()],
+) -> schemas.NoiseReport:
     """Measures the noise of one image without changing it: level, noise function, spatial correlation,
     and whether the model was trained for such noise."""
     job = Job("denoise", model=query.model, precision=query.precision)
-    report, receive_s = await exchange(request, job, request.app.state.service.analyse)
+    report, receive_s = await exchange(request, job, call, request.app.state.service.analyse)
     response.headers["Server-Timing"] = server_timing({"receive": receive_s, **report.making.timings})
     whole = _frame(report.noise.whole)
     return schemas.NoiseReport(

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import Request
 
 from app.body import Upload, declared_bytes, read_upload
 from app.hangup import unless_gone
+from app.schemas import CallHeaders
 from app.service import Job, Product, Report, Service
+from app.work import Priority
 from models.errors import OptionError
 
 T = TypeVar("T", Product, Report)
 
 
 async def exchange(
-    request: Request, job: Job, work: Callable[[Job, Upload], Coroutine[Any, Any, T]]
+    request: Request, job: Job, call: CallHeaders, work: Callable[[Job, Upload], Coroutine[Any, Any, T]]
 ) -> tuple[T, float]:
     """Receives the image and does `work` on it while the caller waits; gives the result and the seconds
     of receiving. What can be refused without the body is refused before it is read."""
     service: Service = request.app.state.service
+    deadline = None if call.x_deadline_ms is None else time.monotonic() + call.x_deadline_ms / 1000
+    job = replace(job, deadline=deadline, priority=Priority[call.x_priority.upper()])
     limit = service.settings.limit_bytes
     refuse_repeated(request)
     service.check(job)
-    with service.gate.enter(declared_bytes(request, limit), max(1.0, service.engine.backlog_s)):
+    with service.gate.enter(declared_bytes(request, limit), service.engine.full):
         start = time.perf_counter()
         upload = await read_upload(request, limit)
         receive_s = time.perf_counter() - start

@@ -21,8 +21,10 @@ async def live() -> Health:
 
 @router.get("/healthz/ready", responses={503: READY_PROBLEM})
 async def ready(request: Request) -> Health:
-    """A worker has loaded and self-tested its models; otherwise 503 with the reason."""
+    """A worker has loaded and self-tested its models; otherwise, and while it drains, 503 with the reason."""
     service: Service = request.app.state.service
+    if request.app.state.draining:
+        raise NotReady("the service is shutting down")
     if service.engine.reason is not None:
         raise NotReady(service.engine.reason)
     return Health(status="ready")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 
 from app.pipeline import Options
 from app.routes.documentation import IMAGE_ANSWER, IMAGE_BODY
 from app.routes.exchange import exchange, server_timing
-from app.schemas import DenoiseQuery, SuperresolveQuery
+from app.schemas import CallHeaders, DenoiseQuery, SuperresolveQuery
 from app.service import Job, Product
 from models.imaging.correlation import NoiseCorrelation
 
@@ -17,7 +17,9 @@ router = APIRouter(tags=["images"])
 
 
 @router.post("/denoise", openapi_extra=IMAGE_BODY, responses=IMAGE_ANSWER, response_class=Response)
-async def denoise(request: Request, query: Annotated[DenoiseQuery, Query()]) -> Response:
+async def denoise(
+    request: Request, query: Annotated[DenoiseQuery, Query()], call: Annotated[CallHeaders, Header()]
+) -> Response:
     """Removes noise from one image, and nothing else: size, type and units stay as they are.
 
     The noise level is estimated unless `sigma` gives it. Colour planes share one estimate. The
@@ -25,15 +27,17 @@ async def denoise(request: Request, query: Annotated[DenoiseQuery, Query()]) -> 
     """
     options = Options(query.strength, query.sigma)
     job = Job("denoise", 1, query.model, options, query.precision, request.headers.get("accept"))
-    return _answer(*await exchange(request, job, request.app.state.service.restore))
+    return _answer(*await exchange(request, job, call, request.app.state.service.restore))
 
 
 @router.post("/superresolve", openapi_extra=IMAGE_BODY, responses=IMAGE_ANSWER, response_class=Response)
-async def superresolve(request: Request, query: Annotated[SuperresolveQuery, Query()]) -> Response:
+async def superresolve(
+    request: Request, query: Annotated[SuperresolveQuery, Query()], call: Annotated[CallHeaders, Header()]
+) -> Response:
     """Doubles or quadruples the rows and columns of one image; spacing and position follow."""
     scale = int(query.scale)
     job = Job("superresolve", scale, query.model, Options(), query.precision, request.headers.get("accept"))
-    return _answer(*await exchange(request, job, request.app.state.service.restore))
+    return _answer(*await exchange(request, job, call, request.app.state.service.restore))
 
 
 def _answer(product: Product, receive_s: float) -> Response:
@@ -54,6 +58,9 @@ def _answer(product: Product, receive_s: float) -> Response:
         "X-Clip-Count": str(evidence.clipped),
         "X-Input-Lossy": str(making.lossy).lower(),
         "X-Input-Notes": "; ".join(making.notes) or None,
+        "X-Queue-Position": str(making.position),
+        "X-Queue-Seconds": f"{making.wait_s:.3f}",
+        "X-Cache": making.cache,
         "Content-Digest": product.content_digest,
         "Server-Timing": server_timing({"receive": receive_s, **making.timings}),
         "Vary": "Accept",

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import logging
 import struct
+from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import tifffile
+from isal import isal_zlib
 
 from models.errors import CorruptImage, ImageTooLarge, UnsupportedImage
 from models.imaging.image import Image, Limits
@@ -39,6 +41,8 @@ MINISWHITE, MINISBLACK, RGB, YCBCR = 0, 1, 2, 6
 JPEG = 7
 # Codecs whose output size is bounded by the caller, so that no segment can unfold without limit.
 COMPRESSIONS = {1, 5, JPEG, 8, 32946, 32773, 34925, 34926, 50000}  # none, LZW, JPEG, Deflate, PackBits, LZMA, Zstandard
+LEVEL = 1  # of ISA-L's deflate
+STRIP_BYTES = 256 * 1024
 ALPHA = (1, 2)  # values of ExtraSamples
 UNIT_MM = {2: INCH_MM, 3: 10.0}  # ResolutionUnit
 COLOURS = {3: "palette", 4: "mask", 5: "cmyk", YCBCR: "ycbcr", 8: "cielab", 32803: "raw camera", 34892: "raw camera"}
@@ -87,10 +91,15 @@ def encode_tiff(image: Image) -> bytes:
     stream = BytesIO()
     with tifffile.TiffWriter(stream, byteorder="<", bigtiff=image.pixels.nbytes > 2**32 - 2**25) as writer:
         for frame in image.pixels:
+            pixels = np.ascontiguousarray(frame if image.samples == 3 else frame[..., 0])
             writer.write(
-                np.ascontiguousarray(frame if image.samples == 3 else frame[..., 0]),
-                photometric="rgb" if image.samples == 3 else grey,
+                _strips(pixels) if source.compressed else pixels,
+                shape=pixels.shape,
+                dtype=pixels.dtype,
+                rowsperstrip=_strip_rows(pixels),
                 compression="zlib" if source.compressed else None,
+                predictor=_predicts(pixels) if source.compressed else None,
+                photometric="rgb" if image.samples == 3 else grey,
                 resolution=spacing and (10 / spacing[1], 10 / spacing[0]),
                 resolutionunit="centimeter" if spacing else None,
                 iccprofile=source.icc,
@@ -99,6 +108,27 @@ def encode_tiff(image: Image) -> bytes:
                 maxworkers=1,
             )
     return stream.getvalue()
+
+
+def _strip_rows(pixels: Array) -> int:
+    return max(1, STRIP_BYTES // int(pixels[0].nbytes))
+
+
+def _predicts(pixels: Array) -> bool:
+    return bool(np.issubdtype(pixels.dtype, np.integer))
+
+
+def _strips(pixels: Array) -> Iterator[bytes]:
+    """Deflated strips of (rows, columns[, samples]), little endian; integers as differences from the left pixel.
+
+    ISA-L takes a fifth of the time of the compressor that tifffile would call.
+    """
+    step = _strip_rows(pixels)
+    for start in range(0, len(pixels), step):
+        strip = pixels[start : start + step].astype(pixels.dtype.newbyteorder("<"))
+        if _predicts(pixels):
+            strip[:, 1:] = strip[:, 1:] - strip[:, :-1]  # not in place: the right side is read whole first
+        yield isal_zlib.compress(strip, LEVEL)
 
 
 def _count_pages(data: bytes, limits: Limits) -> int:

@@ -12,6 +12,7 @@ from models.imaging.image import Image, ValueMap
 Array = np.ndarray[Any, Any]
 
 SMOOTHING = 2  # passes over padding, per cell size
+BAND_PIXELS = 16 * 1024  # worked at one time, so that what lies between stays in the processor's cache
 EXPONENT_MAX = 1000  # of a float scale, so that its inverse is finite too
 
 
@@ -42,7 +43,7 @@ def to_unit(image: Image) -> Array:
     frames, rows, columns, samples = image.pixels.shape
     unit = np.empty((frames, samples, rows, columns), np.float32)
     for index in range(frames):
-        plane = _exact(image, index)
+        plane = _exact(image.pixels[index], image.values)
         if image.padding is not None and image.padding[index].any():
             plane = np.stack([fill(sample, image.padding[index]) for sample in plane])
         unit[index] = plane
@@ -60,24 +61,28 @@ def from_unit(unit: Array, image: Image, scale: int = 1) -> tuple[Image, int]:
     """
     if not np.isfinite(unit).all():
         raise FloatingPointError("the network's answer holds NaN or infinity")
-    padding = None if image.padding is None else _repeat(image.padding, scale)
+    padding = None if image.padding is None else _repeat(image.padding, scale, 1)
     frames, samples, rows, columns = unit.shape
     pixels = np.empty((frames, rows, columns, samples), image.pixels.dtype)
     clipped = 0
+    step = max(1, BAND_PIXELS // (columns * scale))
     for index in range(frames):
-        stored = _repeat(image.pixels[index : index + 1], scale)[0]
-        before = _exact(image, index).astype(np.float32) if scale == 1 else None
-        value = _stored_value(unit[index].astype(np.float64), before, stored, image.values)
-        mask = None if padding is None else padding[index]
-        pixels[index], cut = _fit(value, stored, mask, image)
-        clipped += cut
+        forbidden = _padding_range(image, index)
+        for top in range(0, image.pixels.shape[1], step):
+            stored = image.pixels[index, top : top + step]
+            band = slice(top * scale, (top + step) * scale)
+            value = _stored_value(unit[index, :, band], stored, scale, image.values)
+            mask = None if padding is None else padding[index, band]
+            pixels[index, band], cut = _fit(value, _repeat(stored, scale), mask, image, forbidden)
+            clipped += cut
     return image.with_pixels(pixels, scale, padding), clipped
 
 
-def _exact(image: Image, index: int) -> Array:
-    """One frame on the unit scale, (samples, rows, columns), float64, padding as stored."""
-    plane = np.moveaxis(image.pixels[index], -1, 0) * np.float64(image.values.scale)
-    return np.asarray(plane + image.values.offset)
+def _exact(stored: Array, values: ValueMap) -> Array:
+    """Stored values (rows, columns, samples) on the unit scale: (samples, rows, columns), float64."""
+    plane = np.moveaxis(stored, -1, 0) * np.float64(values.scale)
+    plane += values.offset
+    return plane
 
 
 def fill(plane: Array, mask: Array) -> Array:
@@ -118,35 +123,54 @@ def _blurred(plane: Array, rows: Array, columns: Array) -> Array:
     return np.asarray(sum(weighted) / 16)
 
 
-def _repeat(array: Array, scale: int) -> Array:
-    """Each pixel of (frames, rows, columns, ...) `scale` times along rows and columns."""
-    return array if scale == 1 else array.repeat(scale, 1).repeat(scale, 2)
+def _repeat(array: Array, scale: int, axis: int = 0) -> Array:
+    """Each pixel of (rows, columns, ...) `scale` times along rows and columns; rows are the given axis."""
+    return array if scale == 1 else array.repeat(scale, axis).repeat(scale, axis + 1)
 
 
-def _stored_value(unit: Array, before: Array | None, stored: Array, values: ValueMap) -> Array:
+def _padding_range(image: Image, index: int) -> tuple[Any, Any] | None:
+    """Smallest and largest stored value of one frame's padding; None where it has none."""
+    if image.padding is None or not image.padding[index].any():
+        return None
+    values = image.pixels[index][image.padding[index]]
+    return values.min(), values.max()
+
+
+def _stored_value(unit: Array, stored: Array, scale: int, values: ValueMap) -> Array:
     """Exact stored values in float64, (rows, columns, samples), before rounding; see `from_unit`."""
+    value = unit.astype(np.float64)
     with np.errstate(over="ignore"):  # an overflow becomes infinite here and is held to the maximum later
-        if before is None:
-            return np.moveaxis((unit - values.offset) / values.scale, 0, -1)
-        return np.asarray(stored + np.moveaxis((unit - before) / values.scale, 0, -1))
+        value -= _exact(stored, values).astype(np.float32) if scale == 1 else values.offset
+        value /= values.scale
+        value = np.moveaxis(value, 0, -1)
+        if scale == 1:
+            value += stored
+    return value
 
 
-def _fit(value: Array, stored: Array, mask: Array | None, image: Image) -> tuple[Array, int]:
-    """Rounds and limits values, keeps what did not change and what is padding; counts limited samples."""
-    integer = np.issubdtype(stored.dtype, np.integer)
-    rounded = np.rint(value) if integer else value
-    kept = np.zeros(stored.shape[:2], bool) if mask is None else mask
-    kept = kept[..., None] | (rounded == stored)
-    outside = ~kept & ((rounded < image.minimum) | (rounded > image.maximum))
-    fitted = np.clip(rounded, image.minimum, image.maximum).astype(stored.dtype)
-    if mask is not None and mask.any():
-        fitted = _leave_padding(fitted, stored, stored[mask])
-    return np.where(kept, stored, fitted), int(np.count_nonzero(outside))
+def _fit(
+    value: Array, stored: Array, mask: Array | None, image: Image, forbidden: tuple[Any, Any] | None
+) -> tuple[Array, int]:
+    """Rounds and limits values, keeps what did not change and what is padding; counts limited samples.
+
+    Changes `value`. No measured pixel ends in the range `forbidden`, the padding's.
+    """
+    if np.issubdtype(stored.dtype, np.integer):
+        np.rint(value, out=value)
+    kept = value == stored
+    if mask is not None:
+        kept |= mask[..., None]
+    limited = np.clip(value, image.minimum, image.maximum)
+    clipped = int(np.count_nonzero((limited != value) & ~kept))
+    fitted = limited.astype(stored.dtype)
+    if forbidden is not None:
+        fitted = _leave_padding(fitted, stored, *forbidden)
+    np.copyto(fitted, stored, where=kept)
+    return fitted, clipped
 
 
-def _leave_padding(fitted: Array, stored: Array, padding_values: Array) -> Array:
-    """Moves pixels that fell among the padding values to the nearest value on the side they came from."""
-    low, high = padding_values.min(), padding_values.max()
+def _leave_padding(fitted: Array, stored: Array, low: Any, high: Any) -> Array:
+    """Moves pixels that fell among the padding's values, `low` to `high`, to the nearest on the side they came from."""
     if np.issubdtype(stored.dtype, np.integer):
         below, above = np.int64(low) - 1, np.int64(high) + 1  # wider than any stored type, which may end there
     else:

@@ -7,7 +7,9 @@ from datetime import datetime
 from io import BytesIO
 
 from pydicom import dcmwrite
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.tag import BaseTag
 from pydicom.uid import ExplicitVRLittleEndian
 
 from models.errors import OptionError
@@ -60,7 +62,7 @@ def encode_dicom(image: Image, derivation: Derivation, now: datetime | None = No
     with quiet("written"):
         source: Dataset = image.source
         scale = _magnification(image, derivation)
-        dataset = deepcopy(source)
+        dataset = _copy(source)
         _strip(dataset)
         if scale > 1:
             magnify_geometry(dataset, scale)
@@ -77,6 +79,12 @@ def _magnification(image: Image, derivation: Derivation) -> int:
     if (rows, columns, samples) != expected or image.bits != source.BitsAllocated:
         raise OptionError(f"{rows} x {columns} pixels of {image.bits} bits are not x{derivation.scale} of the source")
     return derivation.scale
+
+
+def _copy(source: Dataset) -> Dataset:
+    """A deep copy that shares what cannot change: tags, and the elements that nobody read, which are most of them."""
+    parts = [part for level in walk(source) for part in (*level.keys(), *level.elements())]
+    return deepcopy(source, {id(part): part for part in parts if isinstance(part, BaseTag | RawDataElement)})
 
 
 def _strip(dataset: Dataset) -> None:

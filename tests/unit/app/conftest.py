@@ -13,6 +13,6 @@ from tests.scripted_worker import Script, ScriptedProcess
 def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
     """What the workers of every engine in the test do, and what they were asked."""
     script = Script()
-    monkeypatch.setattr("app.supervisor.WorkerProcess", lambda device, threads: ScriptedProcess(script, device))
+    monkeypatch.setattr("app.handle.WorkerProcess", lambda device, threads: ScriptedProcess(script, device))
     yield script
     script.gate.set()

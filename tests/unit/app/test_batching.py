@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.admission import Usage
 from app.batching import Cancellation, Engine, Priority, QueueLimits
 from app.catalogue import Catalogue
 from app.errors import (
@@ -18,6 +19,7 @@ from app.errors import (
     Cancelled,
     DeadlineExceeded,
     NotReady,
+    Quarantined,
     QueueFull,
     RunFailed,
     ServiceError,
@@ -64,9 +66,13 @@ def test_a_lone_item_goes_at_once_and_batches_form_while_the_worker_is_busy(buil
     asyncio.run(main())
 
 
-def test_by_default_an_item_runs_alone(built_repository: Path, script: Script):
+def test_items_whose_bytes_depend_on_their_batch_run_alone(built_repository: Path, script: Script):
     async def main() -> None:
-        async with Bench(built_repository) as bench:
+        async with Bench(built_repository, batch_items={"fp32": 8}) as bench:
+            await asyncio.gather(*bench.submit(1, 2, 3))
+            assert script.runs == [[1, 2, 3]]
+        script.batch_items, script.runs = 1, []
+        async with Bench(built_repository, batch_items={"fp32": 8}) as bench:
             await asyncio.gather(*bench.submit(1, 2, 3))
             assert script.runs == [[1], [2], [3]]
 
@@ -102,6 +108,57 @@ def test_the_urgent_goes_first_and_the_oldest_first_among_equals(built_repositor
             script.gate.set()
             await asyncio.gather(*tasks)
             assert script.runs == [[0], [4], [5], [3], [1], [2]]
+
+    asyncio.run(main())
+
+
+def test_what_has_waited_long_goes_before_what_is_more_urgent(built_repository: Path, script: Script):
+    async def main() -> None:
+        async with Bench(built_repository, ageing_s=0.05) as bench:
+            script.gate.clear()
+            tasks = bench.submit(0)
+            await until(lambda: script.runs == [[0]])
+            tasks += bench.submit(1, priority=Priority.BULK)
+            tasks += bench.submit(2, priority=Priority.ROUTINE)
+            await until(lambda: bench.engine.queued_items == 2)
+            await asyncio.sleep(0.2)  # four times what a class is worth
+            tasks += bench.submit(3)
+            await until(lambda: bench.engine.queued_items == 3)
+            script.gate.set()
+            await asyncio.gather(*tasks)
+            assert script.runs == [[0], [2], [1], [3]]
+
+    asyncio.run(main())
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once(built_repository: Path, script: Script):
+    async def main() -> None:
+        async with Bench(built_repository) as bench:
+            soon, usage = time.monotonic() + 1.0, Usage(1, 1_000_000, 1)
+            with bench.engine.admit(usage, "model", deadline=soon):
+                pass  # nothing is known of the model's pace, so it may try
+            bench.engine._room.paces.record("model", 1_000_000, 0.6)
+            with bench.engine.admit(usage, "model", deadline=soon), pytest.raises(QueueFull) as caught:
+                bench.engine.admit(usage, "model", deadline=soon)  # 0.6 s each, one after the other
+            assert caught.value.reason == "deadline"
+            assert bench.recorder.shed_reasons == ["deadline"]
+            with bench.engine.admit(usage, "model", deadline=soon):
+                pass  # the first has gone
+
+    asyncio.run(main())
+
+
+def test_an_input_that_ended_two_workers_is_never_run_again(built_repository: Path, script: Script):
+    async def main() -> None:
+        async with Bench(built_repository) as bench:
+            with pytest.raises(WorkerLost):
+                await bench.engine.submit(bench.item(1, kind=DEADLY))
+            runs = len(script.runs)
+            with pytest.raises(Quarantined, match="two workers died"):
+                await bench.engine.submit(bench.item(1, kind=DEADLY))
+            assert len(script.runs) == runs
+            assert bench.recorder.shed_reasons == ["quarantined"]
+            await bench.engine.submit(bench.item(2))
 
     asyncio.run(main())
 
@@ -251,10 +308,11 @@ def test_retry_after_grows_with_the_pixels_that_wait_and_shrinks_with_workers(bu
         limits = QueueLimits(pixels=100_000_000)
         async with Bench(built_repository, limits=limits, devices=devices) as bench:
             await until(lambda: all(worker.state == "idle" for worker in bench.engine.workers))
-            for _ in range(50):
-                bench.engine._pace.record(1_000_000, 1.0)
-            with bench.engine.admit(1, pixels, 1), pytest.raises(QueueFull) as caught:
-                bench.engine.admit(1, 100_000_000, 1)
+            bench.engine._room.paces.record("model", 1_000_000, 1.0)
+            with bench.engine.admit(Usage(1, pixels, 1), "model"), pytest.raises(QueueFull) as caught:
+                bench.engine.admit(Usage(1, 100_000_000, 1), "model")
+            assert caught.value.position == 1
+            assert caught.value.wait_s == pytest.approx(caught.value.retry_after_s, abs=1)
             return caught.value.retry_after_s
 
     assert asyncio.run(wait_for(20_000_000)) == pytest.approx(20, abs=1)
@@ -265,7 +323,7 @@ def test_retry_after_grows_with_the_pixels_that_wait_and_shrinks_with_workers(bu
 def test_an_admitted_request_is_never_refused_in_its_middle(built_repository: Path, script: Script):
     async def main() -> None:
         async with Bench(built_repository, limits=QueueLimits(items=3)) as bench:
-            with bench.engine.admit(3, 3 * 64, 3 * 256) as admission:
+            with bench.engine.admit(Usage(3, 3 * 64, 3 * 256)) as admission:
                 with pytest.raises(QueueFull):
                     await bench.engine.submit(bench.item(9))
                 for tag in (0, 1, 2):
@@ -376,7 +434,7 @@ def test_work_before_the_first_worker_is_ready_is_refused(built_repository: Path
             await bench.engine.submit(bench.item())
         await bench.engine.wait_ready(10)
         await bench.engine.submit(bench.item())
-        admission = bench.engine.admit(1, 64, 256)
+        admission = bench.engine.admit(Usage(1, 64, 256))
         await bench.engine.stop()
         for held in (None, admission):
             with pytest.raises(NotReady, match="shutting down"):

@@ -51,13 +51,17 @@ def test_work_ends_when_the_caller_goes() -> None:
     assert ended == [True]
 
 
+def full(reason: str) -> QueueFull:
+    return QueueFull(reason, 1.0)
+
+
 def test_the_gate_bounds_number_and_bytes() -> None:
     gate = Gate(requests=2, bytes=100)
-    with gate.enter(60, 1.0):
+    with gate.enter(60, full):
         with pytest.raises(QueueFull, match="request bytes"):
-            gate.enter(60, 1.0).__enter__()
-        with gate.enter(40, 1.0), pytest.raises(QueueFull, match=r"\(requests\)"):
-            gate.enter(0, 1.0).__enter__()
+            gate.enter(60, full).__enter__()
+        with gate.enter(40, full), pytest.raises(QueueFull, match=r"\(requests\)"):
+            gate.enter(0, full).__enter__()
         assert (gate.requests, gate.bytes) == (1, 60)
     assert (gate.requests, gate.bytes) == (0, 0)
 
@@ -66,7 +70,7 @@ def test_the_gate_opens_again_after_an_error() -> None:
     gate = Gate(requests=1, bytes=10)
 
     def fail() -> None:
-        with gate.enter(10, 1.0):
+        with gate.enter(10, full):
             raise CorruptImage("bad")
 
     for _ in range(3):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from app.admission import Pace, QueueLimits, Room, Usage
+from app.admission import Paces, QueueLimits, Room, Usage
 from app.queue import Entry, WorkQueue
 from app.work import Cancellation, Priority, WorkItem
 
@@ -68,7 +68,8 @@ class QueueMachine(RuleBasedStateMachine):
     )
     def push(self, side: int, priority: Priority, alone: bool, precision: str) -> Entry:
         self.order += 1
-        entry = Entry(item(side, priority=priority, precision=precision), self.order, alone=alone)
+        due = self.order + 7.0 * priority
+        entry = Entry(item(side, priority=priority, precision=precision), self.order, due, alone=alone)
         self.queue.push(entry)
         self.model.append(entry)
         return entry
@@ -88,8 +89,8 @@ class QueueMachine(RuleBasedStateMachine):
         self.model = [entry for entry in self.model if entry not in batch]
 
     def check_batch(self, batch: list[Entry], items: int, pixels: int) -> None:
-        def rank(entry: Entry) -> tuple[int, int]:
-            return entry.item.priority, entry.order
+        def rank(entry: Entry) -> tuple[float, int]:
+            return entry.due, entry.order
 
         head = min(self.model, key=rank)
         mates = [entry for entry in self.model if entry.key == head.key and not entry.alone]
@@ -154,11 +155,32 @@ def test_admission_gives_its_room_back_once():
     assert room.used == Usage()
 
 
-def test_pace_follows_what_is_measured():
-    pace = Pace()
+def test_each_model_has_the_pace_that_was_measured_of_it():
+    paces = Paces()
+    assert paces.seconds_for("a", 1_000_000) == pytest.approx(2.0)
     for _ in range(100):
-        pace.record(pixels=2_000_000, seconds=0.5)
-    assert pace.seconds_for(4_000_000) == pytest.approx(1.0, rel=1e-3)
+        paces.record("a", pixels=2_000_000, seconds=0.5)
+        paces.record("b", pixels=1_000_000, seconds=2.0)
+    assert paces.seconds_for("a", 4_000_000) == pytest.approx(1.0, rel=1e-3)
+    assert paces.seconds_for("b", 4_000_000) == pytest.approx(8.0, rel=1e-3)
+    assert paces.seconds_for("c", 3_000_000) == pytest.approx(2.5, rel=1e-3)  # as all others together
+    assert paces.known("a")
+    assert not paces.known("c")
+
+
+def test_the_backlog_is_what_the_open_requests_still_need():
+    room = Room(QueueLimits())
+    room.paces.record("a", 1_000_000, 1.0)
+    first = room.take(Usage(1, 10, 10), "a", 3_000_000)
+    assert (first.position, first.wait_s) == (0, 0.0)
+    first.spent_s = 1.0
+    second = room.take(Usage(1, 10, 10), "a", 1_000_000)
+    assert (second.position, second.wait_s) == (1, pytest.approx(2.0))
+    first.spent_s = 9.0  # longer than was thought: it cannot need less than nothing
+    assert room.backlog_s == pytest.approx(1.0)
+    second.spent_s = 3.0
+    second.complete()
+    assert room.paces.seconds_for("a", 1_000_000) == pytest.approx(3.9 / 1.9)
 
 
 def test_cancellation_tells_each_listener_once():
