@@ -24,6 +24,7 @@ from tests.benchmarks.client import Reply
 from tests.e2e.server import Server, children
 from tests.reference_images import npy
 
+START_S = 600.0  # a busy machine takes its time
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 PACKAGES = ("onnxruntime", "openvino", "fastapi", "uvicorn", "litserve", "imagecodecs", "numpy")
 
@@ -96,7 +97,7 @@ def serving(repository: Path, settings: Mapping[str, Any]) -> Iterator[Server]:
         Path(folder, "medrestore.toml").write_text("".join(lines), encoding="utf-8")
         server = Server(Path(folder), "--repository", str(repository))
         try:
-            server.wait_ready()
+            server.wait_ready(START_S)
             yield server
         finally:
             if server.process.poll() is None:
