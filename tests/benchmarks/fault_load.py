@@ -71,14 +71,14 @@ async def _overload(port: int, tree: Tree, seconds: float, factor: float, deadli
     sampler = asyncio.create_task(_sample(tree, seconds))
     replies = await open_loop(port, repeat(request, round(per_s * factor * seconds)), per_s * factor)
     early, late = await sampler, tree.rss()
-    times = [1000 * reply.seconds for reply in replies if reply.status == 200]
+    times = [1000 * reply.seconds_sent for reply in replies if reply.status == 200]
     row = {
         "capacity, images/s": round(per_s, 1),
         "arrivals/s": round(per_s * factor, 1),
         "answers": kinds(replies),
         "other than 200 and 429": sum(reply.kind not in ("200", "429") for reply in replies),
-        "accepted p50 ms": round(percentile(times, 0.5)),
-        "accepted p99 ms": round(percentile(times, 0.99)),
+        "accepted p50 ms": round(percentile(times, 0.5), 1),
+        "accepted p99 ms": round(percentile(times, 0.99), 1),
         "deadline ms": deadline_ms,
         "accepted too late": sum(value > deadline_ms for value in times),
         "RSS MiB before, at 10 %, at 100 %": f"{mib(start)}, {mib(early)}, {mib(late)}",
