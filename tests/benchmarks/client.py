@@ -34,10 +34,16 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)  # names in lower case
     body: bytes = b""
     reason: str = ""
+    sent: float = 0.0  # later than `start` where this process had no time when the request was due
 
     @property
     def seconds(self) -> float:
         return self.end - self.start
+
+    @property
+    def seconds_sent(self) -> float:
+        """From sending, so that a client without time is not held against the server."""
+        return self.end - self.sent
 
     @property
     def kind(self) -> str:
@@ -56,7 +62,8 @@ class Caller:
 
     async def post(self, request: Request, start: float | None = None) -> Reply:
         """Sends and waits; never raises for what the server does. `start`: when the request was due."""
-        begun = time.monotonic() if start is None else start
+        sent = time.monotonic()
+        begun = sent if start is None else start
         try:
             reader, writer = await self._connect()
         except (OSError, TimeoutError) as error:
@@ -71,7 +78,7 @@ class Caller:
         self._used = time.monotonic()
         if self._fresh or headers.get("connection") == "close":
             self.close()
-        return Reply(request, begun, time.monotonic(), "answered", status, headers, body)
+        return Reply(request, begun, time.monotonic(), "answered", status, headers, body, sent=sent)
 
     async def send(self, request: Request) -> None:
         """Sends alone; `close` is how to hang up."""

@@ -17,6 +17,7 @@ from tests.benchmarks.light import write_light
 
 QUIET = 0.05  # share of a core above the idle one that counts as rest
 PROBE = {"X-Deadline-Ms": "1"}  # cannot be met
+TOLD = ("retry-after", "x-queue-position", "x-queue-seconds")  # what a 429 should tell
 
 
 def hangup(callers: int = 6, side: int = 1024, after_s: float = 0.3, **settings: Any) -> Table:
@@ -70,22 +71,20 @@ async def _overload(port: int, tree: Tree, seconds: float, factor: float, deadli
     sampler = asyncio.create_task(_sample(tree, seconds))
     replies = await open_loop(port, repeat(request, round(per_s * factor * seconds)), per_s * factor)
     early, late = await sampler, tree.rss()
-    times = [1000 * reply.seconds for reply in replies if reply.status == 200]
+    times = [1000 * reply.seconds_sent for reply in replies if reply.status == 200]
     row = {
         "capacity, images/s": round(per_s, 1),
         "arrivals/s": round(per_s * factor, 1),
         "answers": kinds(replies),
         "other than 200 and 429": sum(reply.kind not in ("200", "429") for reply in replies),
-        "accepted p50 ms": round(percentile(times, 0.5)),
-        "accepted p99 ms": round(percentile(times, 0.99)),
+        "accepted p50 ms": round(percentile(times, 0.5), 1),
+        "accepted p99 ms": round(percentile(times, 0.99), 1),
         "deadline ms": deadline_ms,
         "accepted too late": sum(value > deadline_ms for value in times),
         "RSS MiB before, at 10 %, at 100 %": f"{mib(start)}, {mib(early)}, {mib(late)}",
     }
     refused = next((reply.headers for reply in replies if reply.status == 429), {})
-    told = [
-        f"{name}: {refused[name]}" for name in ("retry-after", "x-queue-position", "x-queue-seconds") if name in refused
-    ]
+    told = [f"{name}: {refused[name]}" for name in TOLD if name in refused]
     notes = [f"A deadline of 1 ms is answered {probe.kind}. The first 429 tells {', '.join(told) or 'nothing'}."]
     if probe.status == 200:
         notes.append("This version does not know X-Deadline-Ms: nothing holds the accepted to their deadline.")

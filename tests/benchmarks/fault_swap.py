@@ -73,8 +73,9 @@ async def _swap(root: Path, port: int, tree: Tree, request: Request, cycles: int
     }
     by_version = Counter(reply.headers.get("x-model", "") for reply in answered)
     told = Counter(reply.reason or reply.body[:200].decode() for reply in replies if reply.status != 200)
-    notes = [f"Answers by version: {dict(sorted(by_version.items()))}."]
-    return Table("Versions published, promoted and rolled back", [row], [*notes, *_counted(wrong), *_counted(told)])
+    row["answers by version"] = dict(sorted(by_version.items()))
+    notes = [f"{count} x {cause}" for causes in (wrong, told) for cause, count in causes.items()]
+    return Table("Versions published, promoted and rolled back", [row], notes)
 
 
 async def _publish(root: Path, port: int, request: Request, truth: Truth, version: str) -> None:
@@ -107,7 +108,3 @@ async def _answer(port: int, request: Request, wanted: Callable[[Reply], bool]) 
     raise TimeoutError(
         f"{request.path} was not answered as it should within {LIMIT_S:.0f} s: {reply.kind} {reply.body[:300]!r}"
     )
-
-
-def _counted(causes: Counter[str]) -> list[str]:
-    return [f"{count} x {cause}" for cause, count in causes.items()]

@@ -55,7 +55,7 @@ def main() -> None:
     options = vars(build_parser().parse_args())
     name, path, settings = options.pop("program"), options.pop("json"), dict(options.pop("set", []))
     chosen = PROGRAMS if name == "all" else {name: PROGRAMS[name]}
-    finish([program(**options, **settings) for program in chosen.values()], path)
+    finish((program(**options, **settings) for program in chosen.values()), path)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from tests.benchmarks.client import Reply
 from tests.e2e.server import Server, children
 from tests.reference_images import npy
 
+START_S = 600.0  # a busy machine takes its time
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 PACKAGES = ("onnxruntime", "openvino", "fastapi", "uvicorn", "litserve", "imagecodecs", "numpy")
 
@@ -48,7 +49,11 @@ class Tree:
 
     def rss(self) -> int:
         """Resident bytes; memory that processes share counts in each."""
-        return sum(_status(pid, "VmRSS") for pid in self.pids())
+        return sum(map(self.rss_of, self.pids()))
+
+    @staticmethod
+    def rss_of(pid: int) -> int:
+        return _status(pid, "VmRSS")
 
     def peaks(self) -> dict[int, int]:
         """The most bytes that each living process was resident with so far."""
@@ -92,7 +97,7 @@ def serving(repository: Path, settings: Mapping[str, Any]) -> Iterator[Server]:
         Path(folder, "medrestore.toml").write_text("".join(lines), encoding="utf-8")
         server = Server(Path(folder), "--repository", str(repository))
         try:
-            server.wait_ready()
+            server.wait_ready(START_S)
             yield server
         finally:
             if server.process.poll() is None:
@@ -101,11 +106,12 @@ def serving(repository: Path, settings: Mapping[str, Any]) -> Iterator[Server]:
 
 @dataclass
 class Table:
-    """What a benchmark found: rows of equal keys, and lines below them."""
+    """What a benchmark found: rows of equal keys, lines below them, and for JSON alone every single value."""
 
     title: str
     rows: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         names = list(self.rows[0])
@@ -114,6 +120,8 @@ class Table:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {count}" for name, count in value.items())
     return f"{value:.3g}" if isinstance(value, float) and abs(value) < 100 else str(value)
 
 
@@ -161,15 +169,17 @@ def picture(pixels: np.ndarray, format: str = "png") -> bytes:
     return npy(pixels) if format == "npy" else encode(decode(npy(pixels)), format)
 
 
-def finish(tables: Sequence[Table], path: Path | None) -> None:
-    """Prints the tables below the machine; writes both as JSON where a path is given."""
+def finish(tables: Iterable[Table], path: Path | None) -> None:
+    """Prints the tables as they come, the machine below them; writes both as JSON where a path is given."""
+    found = []
+    for table in tables:
+        found.append(vars(table))
+        print(table, flush=True)
     facts = machine()
     print("\n" + ", ".join(f"{name} {value}" for name, value in facts.items()))
-    for table in tables:
-        print(table)
     if path:
-        found = {"machine": facts, "tables": [vars(table) for table in tables]}
-        path.write_text(json.dumps(found, indent=1, default=str) + "\n", encoding="utf-8")
+        text = json.dumps({"machine": facts, "tables": found}, indent=1, default=str)
+        path.write_text(text + "\n", encoding="utf-8")
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
