@@ -117,7 +117,6 @@ def engine_config(settings: Settings) -> EngineConfig:
         backends={EXACT: settings.backend, FAST: settings.fast_backend},
         preload=(EXACT, FAST) if settings.fast_for_8_bit else (EXACT,),
         threads=settings.threads,
-        batch_items={EXACT: settings.batch_items, FAST: settings.batch_items},
         batch_pixels=settings.batch_pixels,
         ageing_s=settings.ageing_s,
         limits=QueueLimits(settings.queue_items, settings.queue_pixels, settings.queue_bytes),

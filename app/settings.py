@@ -53,11 +53,6 @@ class Settings(BaseSettings):
     threads: PositiveInt | None = Field(
         default=None, description="threads of one worker; unset shares the cores among the workers"
     )
-    batch_items_exact: PositiveInt = Field(
-        default=1,
-        description="tiles run together in exact mode; above 1 only where `autotune` found equal bits",
-    )
-    batch_items_fast: PositiveInt = Field(default=1, description="the same in fast mode")
     codec_threads: PositiveInt = Field(default=4, description="threads that decode and encode images")
 
     limit_bytes: PositiveInt = Field(default=Limits.bytes, description="largest request body, bytes")
@@ -70,9 +65,11 @@ class Settings(BaseSettings):
     queue_items: PositiveInt = Field(default=4096, description="tiles and frames accepted and unfinished at most")
     queue_pixels: PositiveInt = Field(default=64 * 1024**2, description="pixels accepted and unfinished at most")
     queue_bytes: PositiveInt = Field(default=1024**3, description="bytes accepted and unfinished at most")
-    batch_items: PositiveInt = Field(
-        default=8, description="tiles of one run at most; 1 for a model whose answers would depend on it"
+    batch_items_exact: PositiveInt = Field(
+        default=8,
+        description="tiles of one run at most in exact mode; one for a model whose answers would depend on it",
     )
+    batch_items_fast: PositiveInt = Field(default=8, description="the same in fast mode")
     batch_pixels: PositiveInt = Field(default=512 * 512, description="pixels of one run at most, or a single tile")
     ageing_s: NonNegativeFloat = Field(
         default=10.0, description="a routine tile goes before an interactive one that came this much later; bulk: twice"
