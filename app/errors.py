@@ -8,6 +8,7 @@
         ├── Cancelled            the caller has gone
         ├── WorkerLost           the worker process died twice with this item
         ├── RunFailed            the graph failed on this item, alone in its batch
+        │   └── OutOfMemory      there was no memory to run it, in tiles as small as may be
         ├── BackendUnavailable   a runtime, device or precision is not to be had here
         ├── InvalidBody          the request's body is no image, or not one image
         └── NotAcceptable        `Accept` names no type that this image can be written as
@@ -56,6 +57,10 @@ class RunFailed(ServiceError):
     """The graph raised on this item although it ran alone."""
 
 
+class OutOfMemory(RunFailed):
+    """The device had no memory for the run; smaller tiles, or more memory, would help."""
+
+
 class BackendUnavailable(ServiceError):
     """A runtime is not installed, a device is absent, or a precision is not supported there."""
 
@@ -100,6 +105,7 @@ STATUSES: dict[type[MedRestoreError], Status] = {
     Cancelled: Status(499, "cancelled", "The caller has gone"),
     WorkerLost: Status(502, "worker-lost", "The worker died with this image"),
     RunFailed: Status(502, "run-failed", "The model failed on this image"),
+    OutOfMemory: Status(503, "out-of-memory", "No memory for this image"),
     BackendUnavailable: Status(503, "backend-unavailable", "No runtime for this model here"),
     InvalidBody: Status(400, "invalid-body", "The body is not one image"),
     NotAcceptable: Status(406, "not-acceptable", "No acceptable media type"),

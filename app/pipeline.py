@@ -10,35 +10,36 @@ import asyncio
 import math
 import time
 from collections import defaultdict
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from app.errors import RunFailed
+from app.errors import OutOfMemory, RunFailed
 from app.noise import (
     WHOLE_FRAME_PIXELS,
     Array,
+    Change,
     NoiseFunction,
     Runner,
     colour_of,
     estimate,
     first_equal,
     given,
-    neighbour_products,
     pooled,
     rms,
     together,
     was_trained_on,
     was_trained_on_colour,
 )
+from app.tiling import Tiling
 from models.bundle import Bundle
 from models.errors import ImageTooLarge, OptionError
 from models.imaging.correlation import NoiseCorrelation
 from models.imaging.image import Derivation, Image, Limits
-from models.imaging.tiles import TilePlan, cut, merge, plan_tiles
+from models.imaging.tiles import Span, TilePlan, cut_tile, kept, place
 from models.imaging.values import from_unit, to_unit
 
 LIMITS = Limits()
@@ -108,8 +109,16 @@ class _Record:
     before: float = 0.0
     after: float = 0.0
     colour: NoiseCorrelation | None = None
-    removed: Array = field(default_factory=lambda: np.zeros(3))  # see `neighbour_products`
+    removed: Array = field(default_factory=lambda: np.zeros(3))  # see `Change.products`
     removed_max: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What `restore` gave for one frame."""
+
+    restored: Array  # (samples, scale * rows, scale * columns), float32
+    level: float  # root mean square of the noise map, where pixels were measured
 
 
 def choose_precision(image: Image, asked: str | None, fast_for_8_bit: bool) -> str:
@@ -118,10 +127,10 @@ def choose_precision(image: Image, asked: str | None, fast_for_8_bit: bool) -> s
     return FAST if fast else EXACT
 
 
-def demand(image: Image, bundle: Bundle, window: int) -> tuple[int, int, int]:
+def demand(image: Image, bundle: Bundle, window: int, tiling: Tiling | None = None) -> tuple[int, int, int]:
     """Items, pixels and bytes that one image has in the queue at most, with `window` tiles at one time."""
     rows, columns = image.pixels.shape[1:3]
-    plan = plan_for(bundle, rows, columns)
+    plan = (tiling or Tiling()).plan(bundle, rows, columns)
     tiles = min(window, plan.count * image.samples)
     frame = min(rows * columns, WHOLE_FRAME_PIXELS) * image.samples if bundle.manifest.task == "denoise" else 0
     pixels = max(tiles * plan.shape[0] * plan.shape[1], frame)
@@ -182,24 +191,23 @@ async def _denoise(
         return frame, _Record(0, level, level, colour)
     with watch("restore"):
         more = {"parameters": parameters[None], "strength": np.array([options.strength], np.float32)}
-        answer = await _run_tiles(planes, more, bundle, run)
+        answer = await _run_tiles(planes, more, bundle, run, mask)
+        del planes
     with watch("verify"):
-        function = NoiseFunction.of(await estimate(answer["restored"], run, mask), manifest)
+        function = NoiseFunction.of(await estimate(answer.restored, run, mask), manifest)
     with watch("finish"):
         return await asyncio.to_thread(_finish, frame, answer, function, colour)
 
 
 def _finish(
-    frame: Image, answer: dict[str, Array], after: NoiseFunction, colour: NoiseCorrelation | None
+    frame: Image, answer: _Answer, after: NoiseFunction, colour: NoiseCorrelation | None
 ) -> tuple[Image, _Record]:
     """Stored pixels from the network's answer, and what changed where pixels were measured."""
     mask = measured(frame)
-    restored, clipped = from_unit(answer["restored"][None], frame)
-    change = np.moveaxis(restored.pixels[0].astype(np.float64) - frame.pixels[0], -1, 0)
-    kept = change if mask is None else change[:, mask]
-    before, level = rms(answer["noise"], mask), after.level(answer["restored"], mask)
-    largest = float(np.abs(kept).max(initial=0))
-    return restored, _Record(clipped, before, level, colour, neighbour_products(change, mask), largest)
+    restored, clipped = from_unit(answer.restored[None], frame)
+    change = Change.between(frame.pixels[0], restored.pixels[0], mask)
+    level = after.level(answer.restored, mask)
+    return restored, _Record(clipped, answer.level, level, colour, change.products, change.largest)
 
 
 async def _superresolve(
@@ -209,38 +217,54 @@ async def _superresolve(
         planes = (await asyncio.to_thread(to_unit, frame))[0]
     with watch("restore"):
         answer = await _run_tiles(planes, {}, bundle, run)
+        del planes
     with watch("finish"):
         scale = bundle.manifest.scale
-        restored, clipped = await asyncio.to_thread(from_unit, answer["restored"][None], frame, scale)
+        restored, clipped = await asyncio.to_thread(from_unit, answer.restored[None], frame, scale)
     return restored, _Record(clipped)
 
 
-def plan_for(bundle: Bundle, rows: int, columns: int) -> TilePlan:
-    """The tiles of a frame: given by the bundle and the frame's size alone."""
-    manifest = bundle.manifest
-    return plan_tiles(rows, columns, manifest.tiles, manifest.multiple, manifest.halo)
+async def _run_tiles(
+    planes: Array, more: dict[str, Array], bundle: Bundle, run: Runner, mask: Array | None = None
+) -> _Answer:
+    """Runs `restore` over planes (samples, rows, columns), in smaller tiles where those of first choice do not fit."""
+    while True:
+        plan = run.tiling.plan(bundle, planes.shape[1], planes.shape[2], run.precision)
+        try:
+            return await _run_plan(planes, more, bundle, run, plan, mask)
+        except OutOfMemory:
+            run.tiling.shrink(bundle, plan, run.precision)
 
 
-async def _run_tiles(planes: Array, more: dict[str, Array], bundle: Bundle, run: Runner) -> dict[str, Array]:
-    """Runs `restore` over planes (samples, rows, columns); gives each output merged, scaled where the task scales."""
-    plan = plan_for(bundle, *planes.shape[1:])
-    tiles = await asyncio.to_thread(cut, planes, plan)
-    work: list[Coroutine[Any, Any, Mapping[str, Array]]] = []
-    places: list[list[int]] = []  # per tile, which answer each plane takes
-    for tile in tiles:
-        first = first_equal(tile)
-        position = {index: len(work) + order for order, index in enumerate(sorted(set(first)))}
-        places.append([position[index] for index in first])
-        work += [run("restore", {"image": tile[index][None, None], **more}) for index in position]
-    answers = await together(work)
-    return {name: await asyncio.to_thread(_join, name, answers, places, plan, bundle) for name in answers[0]}
+async def _run_plan(
+    planes: Array, more: dict[str, Array], bundle: Bundle, run: Runner, plan: TilePlan, mask: Array | None
+) -> _Answer:
+    """As many tiles at one time as the runner works; each is cut when its turn comes, and put in place at once."""
+    scale = bundle.manifest.scale
+    restored = np.empty((len(planes), plan.rows * scale, plan.columns * scale), np.float32)
+    powers = np.zeros((plan.count, 2))  # of the noise map: sum of squares, and pixels
+    tiles = iter(enumerate(plan.spans))
 
+    def take(outputs: Sequence[Mapping[str, Array]], index: int, spans: tuple[Span, Span]) -> None:
+        for plane, output in zip(restored, outputs, strict=True):
+            place(plane, *spans, scale)[...] = kept(output["restored"][0, 0], plan, *spans, scale)
+            if "noise" in output:
+                noise = kept(output["noise"][0, 0], plan, *spans)
+                noise = noise if mask is None else noise[place(mask, *spans)]
+                powers[index] += np.sum(np.square(noise), dtype=np.float64), noise.size
 
-def _join(
-    name: str, answers: list[Mapping[str, Array]], places: list[list[int]], plan: TilePlan, bundle: Bundle
-) -> Array:
-    tiles = [np.stack([answers[place][name][0, 0] for place in planes]) for planes in places]
-    return merge(tiles, plan, bundle.manifest.scale)
+    async def work() -> Mapping[str, Array]:
+        for index, spans in tiles:
+            tile = await asyncio.to_thread(cut_tile, planes, plan, *spans)
+            first = first_equal(tile)
+            distinct = sorted(set(first))
+            found = await together([run("restore", {"image": tile[i][None, None], **more}) for i in distinct])
+            await asyncio.to_thread(take, [found[distinct.index(i)] for i in first], index, spans)
+        return {}
+
+    await together([work() for _ in range(min(plan.count, -(-run.window // len(planes))))])
+    power, count = powers.sum(axis=0)
+    return _Answer(restored, math.sqrt(power / count) if count else 0.0)
 
 
 def _place(whole: Image | None, frame: Image, index: int, count: int) -> Image:

@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Mapping
 
 from app.admission import Admission
-from app.backends.base import Array, Backend
+from app.backends.base import Array, Backend, lacked_memory
 from app.batching import Engine
+from app.errors import OutOfMemory
+from app.tiling import Tiling
 from app.work import Cancellation, WorkItem
 
 
@@ -19,7 +21,14 @@ class EngineRunner:
     """
 
     def __init__(
-        self, engine: Engine, digest: str, precision: str, admission: Admission, deadline: float, window: int
+        self,
+        engine: Engine,
+        digest: str,
+        precision: str,
+        admission: Admission,
+        deadline: float,
+        window: int,
+        tiling: Tiling | None = None,
     ) -> None:
         self.backend = "none"
         self.precision = precision
@@ -29,7 +38,9 @@ class EngineRunner:
         self._digest = digest
         self._admission = admission
         self._deadline = deadline
-        self._window = asyncio.Semaphore(window)
+        self.window = window
+        self.tiling = tiling or Tiling()
+        self._room = asyncio.Semaphore(window)
         self._cancellation = Cancellation()
 
     @property
@@ -39,7 +50,7 @@ class EngineRunner:
 
     async def __call__(self, graph: str, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
         """See `app.noise.Runner`. Raises what `Engine.submit` raises."""
-        async with self._window:
+        async with self._room:
             item = WorkItem(
                 self._digest,
                 graph,
@@ -59,13 +70,21 @@ class EngineRunner:
 class LocalRunner:
     """Runs a loaded backend in this process, one graph at a time."""
 
-    def __init__(self, backend: Backend) -> None:
+    window = 2  # one is cut while another runs
+
+    def __init__(self, backend: Backend, tiling: Tiling | None = None) -> None:
         self.backend = backend.name
         self.precision = backend.precision
+        self.tiling = tiling or Tiling()
         self._loaded = backend
         self._lock = asyncio.Lock()
 
     async def __call__(self, graph: str, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
-        """See `app.noise.Runner`. Raises what the runtime raises."""
+        """See `app.noise.Runner`. Raises what the runtime raises, or OutOfMemory."""
         async with self._lock:
-            return await asyncio.to_thread(self._loaded.run, graph, arrays)
+            try:
+                return await asyncio.to_thread(self._loaded.run, graph, arrays)
+            except Exception as exc:
+                if lacked_memory(exc):
+                    raise OutOfMemory(f"{type(exc).__name__}: {exc}") from exc
+                raise

@@ -36,6 +36,7 @@ from app.pipeline import (
 )
 from app.runner import EngineRunner
 from app.settings import Settings
+from app.tiling import Tiling
 from app.watch import Watch
 from models.bundle import Bundle
 from models.errors import BundleInvalid
@@ -111,6 +112,7 @@ class Service:
         self.engine = engine
         self.metrics = metrics
         self.watch = watch
+        self.tiling = Tiling(settings.memory_budget, metrics.tiles_shrunk)
         self.gate = Gate(settings.requests, settings.request_bytes)
 
     def check(self, job: Job) -> Bundle:
@@ -160,10 +162,12 @@ class Service:
         precision = choose_precision(image, asked, self.settings.fast_for_8_bit)
         if not self.engine.supports(bundle, precision):
             precision = EXACT
-        window = self.settings.tiles_in_flight
-        with self.engine.admit(*demand(image, bundle, window)) as admission:
+        rows, columns = image.pixels.shape[1:3]
+        plan = self.tiling.plan(bundle, rows, columns, precision)
+        window = self.tiling.window(bundle, plan, self.settings.tiles_in_flight)
+        with self.engine.admit(*demand(image, bundle, window, self.tiling)) as admission:
             deadline = time.monotonic() + self.settings.timeout_s
-            run = EngineRunner(self.engine, bundle.digest, precision, admission, deadline, window)
+            run = EngineRunner(self.engine, bundle.digest, precision, admission, deadline, window, self.tiling)
             try:
                 return await work(run), run
             except (BackendUnavailable, BundleInvalid) as exc:

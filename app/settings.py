@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     queue_pixels: PositiveInt = Field(default=64 * 1024**2, description="pixels accepted and unfinished at most")
     queue_bytes: PositiveInt = Field(default=1024**3, description="bytes accepted and unfinished at most")
     tiles_in_flight: PositiveInt = Field(default=16, description="tiles of one request in the queue at once")
+    memory_budget: PositiveInt = Field(
+        default=1024**3, description="memory that one run may take in a worker, bytes; decides the size of tiles"
+    )
     timeout_s: PositiveFloat = Field(default=300.0, description="longest work on one request, seconds")
     drain_s: PositiveFloat = Field(default=30.0, description="time to finish open requests at a stop, seconds")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

@@ -30,6 +30,17 @@ MODULES: Mapping[str, str] = {
 FP32_TOLERANCE = 1e-4
 BF16_TOLERANCE = 0.05
 
+# What the runtimes say where memory is short: ONNX Runtime's arenas and cuBLAS, OpenVINO, PyTorch.
+NO_MEMORY = (
+    "bad allocation",
+    "bad_alloc",
+    "failed to allocate memory",
+    "out of memory",
+    "alloc_failed",
+    "can't allocate memory",
+    "not enough memory",
+)
+
 
 class Backend(Protocol):
     """A bundle loaded on one device at one precision."""
@@ -115,6 +126,34 @@ def self_test(backend: Backend, bundle: Bundle) -> None:
             if name not in answer:
                 raise BundleInvalid(f"{bundle.reference}: graph {graph!r} gives no output {name!r}")
             _compare(f"{bundle.reference}: {graph}.{name}", answer[name], wanted, backend)
+
+
+def lacked_memory(error: Exception) -> bool:
+    """Whether a runtime failed for want of memory, so that a smaller run may succeed."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in NO_MEMORY)
+
+
+def batch_invariant(backend: Backend, bundle: Bundle, items: int) -> bool:
+    """Whether the golden input gives the same bytes alone and at any place in a batch of up to `items`, beside others.
+
+    No runtime promises this, so it is tried on each device. Raises BundleInvalid where the golden file cannot be read.
+    """
+    golden = read_golden(bundle)
+    for graph in sorted(bundle.manifest.graphs):
+        inputs = {k.split(".", 2)[2]: v for k, v in golden.items() if k.startswith(f"{graph}.in.")}
+        other = {name: np.ascontiguousarray(array[..., ::-1]) for name, array in inputs.items() if name == "image"}
+        alone = [backend.run(graph, one) for one in (inputs, inputs | other)]
+        for count in range(2, items + 1):
+            kinds = [index % 2 for index in range(count)]
+            mixed = {
+                name: np.concatenate([(inputs | other if kind else inputs)[name] for kind in kinds]) for name in inputs
+            }
+            together = backend.run(graph, mixed)
+            for place, kind in enumerate(kinds):
+                if any(together[name][place].tobytes() != array[0].tobytes() for name, array in alone[kind].items()):
+                    return False
+    return True
 
 
 def read_golden(bundle: Bundle) -> dict[str, Array]:

@@ -42,7 +42,7 @@ def test_level_is_the_root_mean_square_over_measured_pixels() -> None:
 def test_level_of_nothing_is_0() -> None:
     signal = np.ones((1, 2, 2), np.float32)
     assert NoiseFunction(0, 1, 0).level(signal, np.zeros((2, 2), bool)) == 0
-    assert rms(signal, np.zeros((2, 2), bool)) == 0
+    assert rms(np.zeros(0)) == 0
 
 
 def test_level_takes_no_root_of_a_negative_number() -> None:
@@ -80,7 +80,7 @@ def test_a_huge_frame_is_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(noise, "BLOCK", 8)
     plane = np.arange(100 * 60, dtype=np.float32).reshape(100, 60)
     blocks = sample_blocks(plane)
-    assert len(blocks) == 64
+    assert len(blocks) == 16
     assert {block.shape for block in blocks} == {(8, 8)}
     np.testing.assert_array_equal(blocks[0], plane[:8, :8])
     np.testing.assert_array_equal(blocks[-1], plane[-8:, -8:])
