@@ -14,7 +14,7 @@ import torch
 
 import training.export
 from models.bundle import find_bundle, read_bundle
-from models.networks.denoiser import CONDITIONS, PARAMETERS
+from models.networks.denoiser import CONDITIONS, PARAMETERS, PEDESTAL
 from models.networks.registry import build_network
 from training.config import read_config
 from training.export import export, fold
@@ -64,7 +64,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_bundle_is_complete_and_verified(repository: Path) -> None:
     manifest = find_bundle(repository, "denoise").manifest
-    assert manifest.parameters == PARAMETERS
+    assert manifest.parameters == [*PARAMETERS, PEDESTAL]
     graphs = {f"{graph}.{form}" for graph in ("estimate", "restore") for form in ("onnx", "ts", "pt")}
     assert set(manifest.files) == {"golden.npz", *graphs}
     assert max(manifest.parity.values()) <= 1e-4
