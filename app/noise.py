@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -67,12 +67,11 @@ class NoiseFunction:
 
     def level(self, signal: Array, measured: Array | None = None) -> float:
         """Root mean square noise over a signal (samples, rows, columns); `measured` (rows, columns) masks it."""
-        total, count = 0.0, 0
-        for strip in strips(*signal.shape[1:]):
-            variance = np.maximum(self.slope * signal[:, strip] + self.offset, max(self.floor, 0.0))
-            kept = variance if measured is None else variance[:, measured[strip]]
-            total, count = total + float(np.sum(kept, dtype=np.float64)), count + kept.size
-        return math.sqrt(total / count) if count else 0.0
+        return _root_mean(
+            lambda strip: np.maximum(self.slope * signal[:, strip] + self.offset, max(self.floor, 0.0)),
+            signal.shape,
+            measured,
+        )
 
     def in_real_units(self, values: ValueMap) -> NoiseFunction:
         """The same function of the real-world signal, in squared real-world units."""
@@ -146,9 +145,24 @@ class Change:
         return cls(sums / np.maximum(counts, 1), largest)
 
 
-def rms(values: Array) -> float:
-    """Root mean square of some levels; 0 where there are none."""
-    return float(np.sqrt(np.mean(np.square(values), dtype=np.float64))) if values.size else 0.0
+def rms(values: Array, measured: Array | None = None) -> float:
+    """Root mean square over (samples, rows, columns) where `measured` (rows, columns) is true; 0 where nothing is."""
+    return _root_mean(lambda strip: np.square(values[:, strip]), values.shape, measured)
+
+
+def quadratic_mean(levels: Sequence[float]) -> float:
+    """Root mean square of the levels of several frames."""
+    return float(np.sqrt(np.mean(np.square(levels))))
+
+
+def _root_mean(squares: Callable[[slice], Array], shape: tuple[int, ...], measured: Array | None) -> float:
+    """Square root of the mean over (samples, rows, columns), of which `squares` gives some rows at a time."""
+    total, count = 0.0, 0
+    for strip in strips(*shape[1:]):
+        part = squares(strip)
+        kept = part if measured is None else part[:, measured[strip]]
+        total, count = total + float(np.sum(kept, dtype=np.float64)), count + kept.size
+    return math.sqrt(total / count) if count else 0.0
 
 
 def given(sigma_unit: float, estimated: Array, manifest: Manifest) -> Array:

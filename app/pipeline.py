@@ -29,6 +29,7 @@ from app.noise import (
     first_equal,
     given,
     pooled,
+    quadratic_mean,
     rms,
     together,
     was_trained_on,
@@ -113,14 +114,6 @@ class _Record:
     removed_max: float = 0.0
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """What `restore` gave for one frame."""
-
-    restored: Array  # (samples, scale * rows, scale * columns), float32
-    level: float  # root mean square of the noise map, where pixels were measured
-
-
 def choose_precision(image: Image, asked: str | None, fast_for_8_bit: bool) -> str:
     """EXACT or FAST: what was `asked` ("exact", "fast"), else fast for 8-bit images alone, and DICOM never."""
     fast = asked == "fast" or (asked is None and fast_for_8_bit and image.bits == 8 and image.format != "dicom")
@@ -191,23 +184,23 @@ async def _denoise(
         return frame, _Record(0, level, level, colour)
     with watch("restore"):
         more = {"parameters": parameters[None], "strength": np.array([options.strength], np.float32)}
-        answer = await _run_tiles(planes, more, bundle, run, mask)
+        answer = await _run_tiles(planes, more, bundle, run)
         del planes
     with watch("verify"):
-        function = NoiseFunction.of(await estimate(answer.restored, run, mask), manifest)
+        before = await asyncio.to_thread(rms, answer.pop("noise"), mask)
+        function = NoiseFunction.of(await estimate(answer["restored"], run, mask), manifest)
     with watch("finish"):
-        return await asyncio.to_thread(_finish, frame, answer, function, colour)
+        return await asyncio.to_thread(_finish, frame, answer["restored"], before, function, colour)
 
 
 def _finish(
-    frame: Image, answer: _Answer, after: NoiseFunction, colour: NoiseCorrelation | None
+    frame: Image, unit: Array, before: float, after: NoiseFunction, colour: NoiseCorrelation | None
 ) -> tuple[Image, _Record]:
     """Stored pixels from the network's answer, and what changed where pixels were measured."""
     mask = measured(frame)
-    restored, clipped = from_unit(answer.restored[None], frame)
+    restored, clipped = from_unit(unit[None], frame)
     change = Change.between(frame.pixels[0], restored.pixels[0], mask)
-    level = after.level(answer.restored, mask)
-    return restored, _Record(clipped, answer.level, level, colour, change.products, change.largest)
+    return restored, _Record(clipped, before, after.level(unit, mask), colour, change.products, change.largest)
 
 
 async def _superresolve(
@@ -220,51 +213,46 @@ async def _superresolve(
         del planes
     with watch("finish"):
         scale = bundle.manifest.scale
-        restored, clipped = await asyncio.to_thread(from_unit, answer.restored[None], frame, scale)
+        restored, clipped = await asyncio.to_thread(from_unit, answer["restored"][None], frame, scale)
     return restored, _Record(clipped)
 
 
-async def _run_tiles(
-    planes: Array, more: dict[str, Array], bundle: Bundle, run: Runner, mask: Array | None = None
-) -> _Answer:
-    """Runs `restore` over planes (samples, rows, columns), in smaller tiles where those of first choice do not fit."""
+async def _run_tiles(planes: Array, more: dict[str, Array], bundle: Bundle, run: Runner) -> dict[str, Array]:
+    """Runs `restore` over planes (samples, rows, columns), in smaller tiles where those of first choice do not fit.
+
+    Gives each output merged, scaled where the task scales.
+    """
     while True:
         plan = run.tiling.plan(bundle, planes.shape[1], planes.shape[2], run.precision)
         try:
-            return await _run_plan(planes, more, bundle, run, plan, mask)
+            return await _run_plan(planes, more, bundle.manifest.scale, run, plan)
         except OutOfMemory:
             run.tiling.shrink(bundle, plan, run.precision)
 
 
-async def _run_plan(
-    planes: Array, more: dict[str, Array], bundle: Bundle, run: Runner, plan: TilePlan, mask: Array | None
-) -> _Answer:
+async def _run_plan(planes: Array, more: dict[str, Array], scale: int, run: Runner, plan: TilePlan) -> dict[str, Array]:
     """As many tiles at one time as the runner works; each is cut when its turn comes, and put in place at once."""
-    scale = bundle.manifest.scale
-    restored = np.empty((len(planes), plan.rows * scale, plan.columns * scale), np.float32)
-    powers = np.zeros((plan.count, 2))  # of the noise map: sum of squares, and pixels
-    tiles = iter(enumerate(plan.spans))
+    whole: dict[str, Array] = {}
+    tiles = iter(plan.spans)
 
-    def take(outputs: Sequence[Mapping[str, Array]], index: int, spans: tuple[Span, Span]) -> None:
-        for plane, output in zip(restored, outputs, strict=True):
-            place(plane, *spans, scale)[...] = kept(output["restored"][0, 0], plan, *spans, scale)
-            if "noise" in output:
-                noise = kept(output["noise"][0, 0], plan, *spans)
-                noise = noise if mask is None else noise[place(mask, *spans)]
-                powers[index] += np.sum(np.square(noise), dtype=np.float64), noise.size
+    def take(answers: Sequence[Mapping[str, Array]], spans: tuple[Span, Span]) -> None:
+        for index, answer in enumerate(answers):
+            for name, values in answer.items():
+                place(whole[name][index], *spans, scale)[...] = kept(values[0, 0], plan, *spans, scale)
 
     async def work() -> Mapping[str, Array]:
-        for index, spans in tiles:
+        for spans in tiles:
             tile = await asyncio.to_thread(cut_tile, planes, plan, *spans)
             first = first_equal(tile)
             distinct = sorted(set(first))
             found = await together([run("restore", {"image": tile[i][None, None], **more}) for i in distinct])
-            await asyncio.to_thread(take, [found[distinct.index(i)] for i in first], index, spans)
+            for name in found[0].keys() - whole.keys():
+                whole[name] = np.empty((len(planes), plan.rows * scale, plan.columns * scale), np.float32)
+            await asyncio.to_thread(take, [found[distinct.index(i)] for i in first], spans)
         return {}
 
     await together([work() for _ in range(min(plan.count, -(-run.window // len(planes))))])
-    power, count = powers.sum(axis=0)
-    return _Answer(restored, math.sqrt(power / count) if count else 0.0)
+    return whole
 
 
 def _place(whole: Image | None, frame: Image, index: int, count: int) -> Image:
@@ -282,14 +270,14 @@ def _summarise(records: list[_Record], image: Image, bundle: Bundle) -> Evidence
     clipped, values = sum(record.clipped for record in records), image.values
     if bundle.manifest.task != "denoise":
         return Evidence(values.unit, clipped=clipped)
-    before = rms(np.array([record.before for record in records]))
+    before = quadratic_mean([record.before for record in records])
     colour = pooled([record.colour for record in records], [record.before**2 for record in records])
     power, across, down = np.mean([record.removed for record in records], axis=0).tolist()
     manifest = bundle.manifest
     return Evidence(
         values.unit,
         noise_before=before * values.real_per_unit,
-        noise_after=rms(np.array([record.after for record in records])) * values.real_per_unit,
+        noise_after=quadratic_mean([record.after for record in records]) * values.real_per_unit,
         noise_correlation=colour,
         removed_rms=math.sqrt(power) * abs(values.slope),
         removed_max=max(record.removed_max for record in records) * abs(values.slope),

@@ -21,7 +21,8 @@ A denoise bundle has both graphs, so that every tile of an image shares one esti
 parameters are named in `Manifest.parameters`: noise variance at signal x is
 max(variance_slope * x + variance_offset, variance_floor); where they are there, too,
 correlation_down_1, correlation_across_1, correlation_down_2 and correlation_across_2 are the noise's
-correlation at lags (1, 0), (0, 1), (2, 0) and (0, 2), rows first.
+correlation at lags (1, 0), (0, 1), (2, 0) and (0, 2), rows first. `pedestal` is the mean of the image: a
+network that took off the mean of what it is given would differ from tile to tile by rounding.
 """
 
 from __future__ import annotations
