@@ -15,7 +15,7 @@ from app.noise import (
     colour_of,
     estimate,
     pooled,
-    rms,
+    quadratic_mean,
     tells_colour,
     was_trained_on,
     was_trained_on_colour,
@@ -60,7 +60,7 @@ async def analyse(image: Image, bundle: Bundle, run: Runner) -> NoiseReport:
     frames = [_report(*facts, image, bundle.manifest) for facts in found]
     levels, functions, correlations = zip(*found, strict=True)
     pool = pooled(correlations, [_weight(c, level) for level, _, c in found])
-    whole = _report(rms(np.array(levels)), _mean(functions), pool, image, bundle.manifest)
+    whole = _report(quadratic_mean(levels), _mean(functions), pool, image, bundle.manifest)
     return NoiseReport(image.values.unit, whole, frames)
 
 

@@ -9,6 +9,7 @@
         ├── WorkerLost           the worker process died twice with this item
         ├── Quarantined          workers have died of this very input before
         ├── RunFailed            the graph failed on this item, alone in its batch
+        │   └── OutOfMemory      there was no memory to run it, in tiles as small as may be
         ├── BackendUnavailable   a runtime, device or precision is not to be had here
         ├── InvalidBody          the request's body is no image, or not one image
         ├── NotAcceptable        `Accept` names no type that this image can be written as
@@ -68,6 +69,10 @@ class Quarantined(ServiceError):
 
 class RunFailed(ServiceError):
     """The graph raised on this item although it ran alone."""
+
+
+class OutOfMemory(RunFailed):
+    """The device had no memory for the run; smaller tiles, or more memory, would help."""
 
 
 class BackendUnavailable(ServiceError):
@@ -149,6 +154,7 @@ STATUSES: dict[type[MedRestoreError], Status] = {
     WorkerLost: Status(502, "worker-lost", "The worker died with this image"),
     Quarantined: Status(422, "quarantined", "This image has ended workers before"),
     RunFailed: Status(502, "run-failed", "The model failed on this image"),
+    OutOfMemory: Status(503, "out-of-memory", "No memory for this image"),
     BackendUnavailable: Status(503, "backend-unavailable", "No runtime for this model here"),
     InvalidBody: Status(400, "invalid-body", "The body is not one image"),
     NotAcceptable: Status(406, "not-acceptable", "No acceptable media type"),

@@ -17,6 +17,7 @@ from app.noise import Runner
 from app.pipeline import EXACT, FAST, Options, Restoration, choose_precision, restore
 from app.runner import LocalRunner
 from app.settings import Settings
+from app.tiling import Tiling
 from models.bundle import Bundle
 from models.errors import ImageTooLarge, MedRestoreError, OptionError
 from models.imaging.codec import EXTENSIONS, decode, encode
@@ -122,7 +123,7 @@ class Restorer:
                 return self._load(EXACT)
             raise
         self_test(backend, self.bundle)
-        return LocalRunner(backend)
+        return LocalRunner(backend, Tiling(self.settings.memory_budget))
 
 
 async def restore_all(jobs: Sequence[Job], restorer: Restorer, stop_at_failure: bool = False) -> dict[Path, str]:

@@ -95,6 +95,9 @@ class Metrics(EngineObserver, JobObserver):
         self.run_pixels = Counter("medrestore_run_pixels", "Pixels given to the networks", ["device"], registry=r)
         self.refused = Counter("medrestore_shed", "Refused for lack of room", ["reason"], registry=r)
         self.changes = Counter("medrestore_model_changes", "Changes of the repository taken up", ["change"], registry=r)
+        self.shrunk = Counter(
+            "medrestore_tile_shrinks", "Times that smaller tiles took over for want of memory", ["model"], registry=r
+        )
         self.restarts = Counter("medrestore_worker_restarts", "Worker processes started anew", ["device"], registry=r)
 
     def _declare_jobs(self) -> None:
@@ -158,6 +161,10 @@ class Metrics(EngineObserver, JobObserver):
 
     def models_changed(self, change: str) -> None:
         self.changes.labels(change).inc()
+
+    def tiles_shrunk(self, reference: str) -> None:
+        """Smaller tiles took over for a model."""
+        self.shrunk.labels(reference).inc()
 
     def worker_restarted(self, device: str) -> None:
         self.restarts.labels(device).inc()

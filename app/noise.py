@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+import math
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from app.tiling import Tiling
 from models.bundle import Manifest
 from models.errors import BundleInvalid
 from models.imaging.correlation import NoiseCorrelation
 from models.imaging.image import ValueMap
+from models.imaging.values import strips
 
 Array = np.ndarray[Any, Any]
 NAMES = ("variance_slope", "variance_offset", "variance_floor")
 COLOUR = ("correlation_across_1", "correlation_across_2", "correlation_down_1", "correlation_down_2")
 CORRELATION_TOLERANCE = 0.1  # an estimate's own spread, and what a blind spot network stands
-WHOLE_FRAME_PIXELS = 16 * 1024**2  # a larger frame is estimated from blocks, which bounds the memory
-BLOCK = 512
-BLOCKS_PER_AXIS = 8  # 8 x 8 blocks of 512 x 512 hold as many pixels as the largest whole frame
+WHOLE_FRAME_PIXELS = 8 * 1024**2  # a larger frame is estimated from blocks, which bounds the memory
+BLOCK = 1024
+BLOCKS_PER_AXIS = 4  # 4 x 4 blocks of 1024 x 1024 cover a frame of 4096 x 4096
 
 
 class Runner(Protocol):
@@ -33,6 +36,14 @@ class Runner(Protocol):
     @property
     def precision(self) -> str:
         """Number format of the answers so far."""
+
+    @property
+    def window(self) -> int:
+        """Calls that it works at one time; more are well met, but wait."""
+
+    @property
+    def tiling(self) -> Tiling:
+        """Says which tiles to call it with."""
 
     async def __call__(self, graph: str, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
         """Takes and gives float32 arrays of leading dimension 1 by the names in `models.bundle`."""
@@ -56,9 +67,11 @@ class NoiseFunction:
 
     def level(self, signal: Array, measured: Array | None = None) -> float:
         """Root mean square noise over a signal (samples, rows, columns); `measured` (rows, columns) masks it."""
-        variance = np.maximum(self.slope * signal + self.offset, max(self.floor, 0.0))
-        kept = variance if measured is None else variance[:, measured]
-        return float(np.sqrt(np.mean(kept, dtype=np.float64))) if kept.size else 0.0
+        return _root_mean(
+            lambda strip: np.maximum(self.slope * signal[:, strip] + self.offset, max(self.floor, 0.0)),
+            signal.shape,
+            measured,
+        )
 
     def in_real_units(self, values: ValueMap) -> NoiseFunction:
         """The same function of the real-world signal, in squared real-world units."""
@@ -101,25 +114,55 @@ def was_trained_on_colour(correlation: NoiseCorrelation, manifest: Manifest) -> 
     return low <= correlation.x1 <= high and low <= correlation.y1 <= high
 
 
-def neighbour_products(values: Array, measured: Array | None = None) -> Array:
-    """Mean product (3,) of a pixel of (samples, rows, columns) with itself, its right and its lower neighbour.
+@dataclass(frozen=True)
+class Change:
+    """What differs between two frames of stored values (rows, columns, samples)."""
 
-    `measured` (rows, columns) leaves out every pair with a pixel that is not; 0 where no pair is left.
-    """
-    values = values if measured is None else np.where(measured, values, 0.0)
-    pairs = [(values, values), (values[:, :, :-1], values[:, :, 1:]), (values[:, :-1], values[:, 1:])]
-    counts = [here.size for here, _ in pairs]
-    if measured is not None:
-        masks = (measured, measured[:, :-1] & measured[:, 1:], measured[:-1] & measured[1:])
-        counts = [len(values) * int(np.count_nonzero(mask)) for mask in masks]
-    sums = [np.einsum("src,src->", a, b) for a, b in pairs]  # without an array of products
-    return np.asarray(np.array(sums) / np.maximum(counts, 1))
+    products: Array  # (3,): mean product of a pixel's change with itself, its right and its lower neighbour's
+    largest: float
+
+    @classmethod
+    def between(cls, before: Array, after: Array, measured: Array | None = None) -> Change:
+        """`measured` (rows, columns) leaves out every pixel, and every pair with a pixel, that is not; 0 where
+        nothing is left."""
+        rows, columns, samples = before.shape
+        sums, counts, largest = np.zeros(3), np.zeros(3), 0.0
+        for strip in strips(rows, columns):
+            height = strip.stop - strip.start
+            wide = slice(strip.start, min(strip.stop + 1, rows))  # and the row below
+            change = np.subtract(after[wide], before[wide], dtype=np.float64)
+            kept = np.broadcast_to(True, change.shape[:2]) if measured is None else measured[wide]
+            change = change if measured is None else np.where(kept[..., None], change, 0.0)
+            own, own_kept = change[:height], kept[:height]
+            pairs = [
+                (own, own, own_kept),
+                (own[:, :-1], own[:, 1:], own_kept[:, :-1] & own_kept[:, 1:]),
+                (change[:-1], change[1:], kept[:-1] & kept[1:]),
+            ]
+            sums += [np.einsum("rcs,rcs->", a, b) for a, b, _ in pairs]  # without an array of products
+            counts += [samples * np.count_nonzero(both) for _, _, both in pairs]
+            largest = max(largest, float(np.abs(own).max(initial=0.0)))
+        return cls(sums / np.maximum(counts, 1), largest)
 
 
 def rms(values: Array, measured: Array | None = None) -> float:
     """Root mean square over (samples, rows, columns) where `measured` (rows, columns) is true; 0 where nothing is."""
-    kept = values if measured is None else values[:, measured]
-    return float(np.sqrt(np.mean(np.square(kept), dtype=np.float64))) if kept.size else 0.0
+    return _root_mean(lambda strip: np.square(values[:, strip]), values.shape, measured)
+
+
+def quadratic_mean(levels: Sequence[float]) -> float:
+    """Root mean square of the levels of several frames."""
+    return float(np.sqrt(np.mean(np.square(levels))))
+
+
+def _root_mean(squares: Callable[[slice], Array], shape: tuple[int, ...], measured: Array | None) -> float:
+    """Square root of the mean over (samples, rows, columns), of which `squares` gives some rows at a time."""
+    total, count = 0.0, 0
+    for strip in strips(*shape[1:]):
+        part = squares(strip)
+        kept = part if measured is None else part[:, measured[strip]]
+        total, count = total + float(np.sum(kept, dtype=np.float64)), count + kept.size
+    return math.sqrt(total / count) if count else 0.0
 
 
 def given(sigma_unit: float, estimated: Array, manifest: Manifest) -> Array:
@@ -146,7 +189,7 @@ async def estimate(planes: Array, run: Runner, measured: Array | None = None) ->
 
 
 async def _estimate_plane(plane: Array, run: Runner) -> Array:
-    blocks = sample_blocks(plane)
+    blocks = sample_blocks(plane)  # views, copied one by one on their way
     answers = await together([run("estimate", {"image": block[None, None]}) for block in blocks])
     low, high = plane.min(), plane.max()
     weights = np.array([np.mean((block > low) & (block < high)) for block in blocks])
@@ -158,9 +201,9 @@ async def _estimate_plane(plane: Array, run: Runner) -> Array:
 def sample_blocks(plane: Array) -> list[Array]:
     """The plane itself, or a regular grid of blocks of a plane above `WHOLE_FRAME_PIXELS`."""
     if plane.size <= WHOLE_FRAME_PIXELS:
-        return [np.ascontiguousarray(plane)]
+        return [plane]
     starts = [np.unique(np.linspace(0, max(side - BLOCK, 0), BLOCKS_PER_AXIS).astype(int)) for side in plane.shape]
-    return [np.ascontiguousarray(plane[r : r + BLOCK, c : c + BLOCK]) for r in starts[0] for c in starts[1]]
+    return [plane[r : r + BLOCK, c : c + BLOCK] for r in starts[0] for c in starts[1]]
 
 
 def first_equal(planes: Array) -> list[int]:

@@ -10,36 +10,38 @@ import asyncio
 import math
 import time
 from collections import defaultdict
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from app.errors import RunFailed
+from app.errors import OutOfMemory, RunFailed
 from app.noise import (
     WHOLE_FRAME_PIXELS,
     Array,
+    Change,
     NoiseFunction,
     Runner,
     colour_of,
     estimate,
     first_equal,
     given,
-    neighbour_products,
     pooled,
+    quadratic_mean,
     rms,
     together,
     was_trained_on,
     was_trained_on_colour,
 )
+from app.tiling import Tiling
 from app.tracing import span
 from models.bundle import Bundle
 from models.errors import ImageTooLarge, OptionError
 from models.imaging.correlation import NoiseCorrelation
 from models.imaging.image import Derivation, Image, Limits, frame_of
-from models.imaging.tiles import TilePlan, cut, merge, plan_tiles
+from models.imaging.tiles import Span, TilePlan, cut_tile, kept, place
 from models.imaging.values import from_unit, to_unit
 
 LIMITS = Limits()
@@ -110,7 +112,7 @@ class Record:
     before: float = 0.0
     after: float = 0.0
     colour: NoiseCorrelation | None = None
-    removed: Array = field(default_factory=lambda: np.zeros(3))  # see `neighbour_products`
+    removed: Array = field(default_factory=lambda: np.zeros(3))  # see `Change.products`
     removed_max: float = 0.0
 
 
@@ -120,10 +122,10 @@ def choose_precision(image: Image, asked: str | None, fast_for_8_bit: bool) -> s
     return FAST if fast else EXACT
 
 
-def demand(image: Image, bundle: Bundle, window: int) -> tuple[int, int, int]:
+def demand(image: Image, bundle: Bundle, window: int, tiling: Tiling | None = None) -> tuple[int, int, int]:
     """Items, pixels and bytes that one image has in the queue at most, with `window` tiles at one time."""
     rows, columns = image.pixels.shape[1:3]
-    plan = plan_for(bundle, rows, columns)
+    plan = (tiling or Tiling()).plan(bundle, rows, columns)
     tiles = min(window, plan.count * image.samples)
     frame = min(rows * columns, WHOLE_FRAME_PIXELS) * image.samples if bundle.manifest.task == "denoise" else 0
     pixels = max(tiles * plan.shape[0] * plan.shape[1], frame)
@@ -225,23 +227,22 @@ async def _denoise(
     with watch("restore"):
         more = {"parameters": parameters[None], "strength": np.array([options.strength], np.float32)}
         answer = await _run_tiles(planes, more, bundle, run)
+        del planes
     with watch("verify"):
+        before = await asyncio.to_thread(rms, answer.pop("noise"), mask)
         function = NoiseFunction.of(await estimate(answer["restored"], run, mask), manifest)
     with watch("finish"):
-        return await asyncio.to_thread(_finish, frame, answer, function, colour)
+        return await asyncio.to_thread(_finish, frame, answer["restored"], before, function, colour)
 
 
 def _finish(
-    frame: Image, answer: dict[str, Array], after: NoiseFunction, colour: NoiseCorrelation | None
+    frame: Image, unit: Array, before: float, after: NoiseFunction, colour: NoiseCorrelation | None
 ) -> tuple[Image, Record]:
     """Stored pixels from the network's answer, and what changed where pixels were measured."""
     mask = measured(frame)
-    restored, clipped = from_unit(answer["restored"][None], frame)
-    change = np.moveaxis(restored.pixels[0].astype(np.float64) - frame.pixels[0], -1, 0)
-    kept = change if mask is None else change[:, mask]
-    before, level = rms(answer["noise"], mask), after.level(answer["restored"], mask)
-    largest = float(np.abs(kept).max(initial=0))
-    return restored, Record(clipped, before, level, colour, neighbour_products(change, mask), largest)
+    restored, clipped = from_unit(unit[None], frame)
+    change = Change.between(frame.pixels[0], restored.pixels[0], mask)
+    return restored, Record(clipped, before, after.level(unit, mask), colour, change.products, change.largest)
 
 
 async def _superresolve(
@@ -251,38 +252,49 @@ async def _superresolve(
         planes = (await asyncio.to_thread(to_unit, frame))[0]
     with watch("restore"):
         answer = await _run_tiles(planes, {}, bundle, run)
+        del planes
     with watch("finish"):
         scale = bundle.manifest.scale
         restored, clipped = await asyncio.to_thread(from_unit, answer["restored"][None], frame, scale)
     return restored, Record(clipped)
 
 
-def plan_for(bundle: Bundle, rows: int, columns: int) -> TilePlan:
-    """The tiles of a frame: given by the bundle and the frame's size alone."""
-    manifest = bundle.manifest
-    return plan_tiles(rows, columns, manifest.tiles, manifest.multiple, manifest.halo)
-
-
 async def _run_tiles(planes: Array, more: dict[str, Array], bundle: Bundle, run: Runner) -> dict[str, Array]:
-    """Runs `restore` over planes (samples, rows, columns); gives each output merged, scaled where the task scales."""
-    plan = plan_for(bundle, *planes.shape[1:])
-    tiles = await asyncio.to_thread(cut, planes, plan)
-    work: list[Coroutine[Any, Any, Mapping[str, Array]]] = []
-    places: list[list[int]] = []  # per tile, which answer each plane takes
-    for tile in tiles:
-        first = first_equal(tile)
-        position = {index: len(work) + order for order, index in enumerate(sorted(set(first)))}
-        places.append([position[index] for index in first])
-        work += [run("restore", {"image": tile[index][None, None], **more}) for index in position]
-    answers = await together(work)
-    return {name: await asyncio.to_thread(_join, name, answers, places, plan, bundle) for name in answers[0]}
+    """Runs `restore` over planes (samples, rows, columns), in smaller tiles where those of first choice do not fit.
+
+    Gives each output merged, scaled where the task scales.
+    """
+    while True:
+        plan = run.tiling.plan(bundle, planes.shape[1], planes.shape[2], run.precision)
+        try:
+            return await _run_plan(planes, more, bundle.manifest.scale, run, plan)
+        except OutOfMemory:
+            run.tiling.shrink(bundle, plan, run.precision)
 
 
-def _join(
-    name: str, answers: list[Mapping[str, Array]], places: list[list[int]], plan: TilePlan, bundle: Bundle
-) -> Array:
-    tiles = [np.stack([answers[place][name][0, 0] for place in planes]) for planes in places]
-    return merge(tiles, plan, bundle.manifest.scale)
+async def _run_plan(planes: Array, more: dict[str, Array], scale: int, run: Runner, plan: TilePlan) -> dict[str, Array]:
+    """As many tiles at one time as the runner works; each is cut when its turn comes, and put in place at once."""
+    whole: dict[str, Array] = {}
+    tiles = iter(plan.spans)
+
+    def take(answers: Sequence[Mapping[str, Array]], spans: tuple[Span, Span]) -> None:
+        for index, answer in enumerate(answers):
+            for name, values in answer.items():
+                place(whole[name][index], *spans, scale)[...] = kept(values[0, 0], plan, *spans, scale)
+
+    async def work() -> Mapping[str, Array]:
+        for spans in tiles:
+            tile = await asyncio.to_thread(cut_tile, planes, plan, *spans)
+            first = first_equal(tile)
+            distinct = sorted(set(first))
+            found = await together([run("restore", {"image": tile[i][None, None], **more}) for i in distinct])
+            for name in found[0].keys() - whole.keys():
+                whole[name] = np.empty((len(planes), plan.rows * scale, plan.columns * scale), np.float32)
+            await asyncio.to_thread(take, [found[distinct.index(i)] for i in first], spans)
+        return {}
+
+    await together([work() for _ in range(min(plan.count, -(-run.window // len(planes))))])
+    return whole
 
 
 def summarise(records: Sequence[Record], image: Image, bundle: Bundle) -> Evidence:
@@ -290,14 +302,14 @@ def summarise(records: Sequence[Record], image: Image, bundle: Bundle) -> Eviden
     clipped, values = sum(record.clipped for record in records), image.values
     if bundle.manifest.task != "denoise":
         return Evidence(values.unit, clipped=clipped)
-    before = rms(np.array([record.before for record in records]))
+    before = quadratic_mean([record.before for record in records])
     colour = pooled([record.colour for record in records], [record.before**2 for record in records])
     power, across, down = np.mean([record.removed for record in records], axis=0).tolist()
     manifest = bundle.manifest
     return Evidence(
         values.unit,
         noise_before=before * values.real_per_unit,
-        noise_after=rms(np.array([record.after for record in records])) * values.real_per_unit,
+        noise_after=quadratic_mean([record.after for record in records]) * values.real_per_unit,
         noise_correlation=colour,
         removed_rms=math.sqrt(power) * abs(values.slope),
         removed_max=max(record.removed_max for record in records) * abs(values.slope),

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Mapping
 
 from app.admission import Admission
-from app.backends.base import Array, Backend
+from app.backends.base import Array, Backend, lacked_memory
 from app.batching import Engine
-from app.errors import NotReady, QueueFull
+from app.errors import NotReady, OutOfMemory, QueueFull
+from app.tiling import Tiling
 from app.tracing import ran
 from app.work import Cancellation, Priority, WorkItem
 
@@ -31,6 +32,7 @@ class EngineRunner:
         deadline: float,
         window: int,
         priority: Priority = Priority.INTERACTIVE,
+        tiling: Tiling | None = None,
     ) -> None:
         self.backend = "none"
         self.precision = precision
@@ -41,7 +43,9 @@ class EngineRunner:
         self._digest = digest
         self._deadline = deadline
         self._priority = priority
-        self._window = asyncio.Semaphore(window)
+        self.window = window
+        self.tiling = tiling or Tiling()
+        self._room = asyncio.Semaphore(window)
         self._cancellation = Cancellation()
 
     @property
@@ -51,7 +55,7 @@ class EngineRunner:
 
     async def __call__(self, graph: str, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
         """See `app.noise.Runner`. Raises what `Engine.submit` raises."""
-        async with self._window:
+        async with self._room:
             item = WorkItem(
                 self._digest,
                 graph,
@@ -76,17 +80,19 @@ class BulkRunner:
     Where the queue is full or no worker is ready, it waits. No deadline, no room booked in advance.
     """
 
-    def __init__(self, engine: Engine, digest: str, precision: str, window: int) -> None:
+    def __init__(self, engine: Engine, digest: str, precision: str, window: int, tiling: Tiling) -> None:
+        self.window = window
+        self.tiling = tiling
         self.backend = engine.config.backends[precision]
         self.precision = precision
         self._engine = engine
         self._digest = digest
-        self._window = asyncio.Semaphore(window)
+        self._room = asyncio.Semaphore(window)
 
     async def __call__(self, graph: str, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
         """See `app.noise.Runner`. Raises what `Engine.submit` raises, but for QueueFull and NotReady."""
         item = WorkItem(self._digest, graph, arrays, precision=self.precision, priority=Priority.BULK)
-        async with self._window:
+        async with self._room:
             while True:
                 try:
                     return (await self._engine.submit(item)).arrays
@@ -97,13 +103,21 @@ class BulkRunner:
 class LocalRunner:
     """Runs a loaded backend in this process, one graph at a time."""
 
-    def __init__(self, backend: Backend) -> None:
+    window = 2  # one is cut while another runs
+
+    def __init__(self, backend: Backend, tiling: Tiling | None = None) -> None:
         self.backend = backend.name
         self.precision = backend.precision
+        self.tiling = tiling or Tiling()
         self._loaded = backend
         self._lock = asyncio.Lock()
 
     async def __call__(self, graph: str, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
-        """See `app.noise.Runner`. Raises what the runtime raises."""
+        """See `app.noise.Runner`. Raises what the runtime raises, or OutOfMemory."""
         async with self._lock:
-            return await asyncio.to_thread(self._loaded.run, graph, arrays)
+            try:
+                return await asyncio.to_thread(self._loaded.run, graph, arrays)
+            except Exception as exc:
+                if lacked_memory(exc):
+                    raise OutOfMemory(f"{type(exc).__name__}: {exc}") from exc
+                raise

@@ -34,11 +34,11 @@ from app.pipeline import (
     Stopwatch,
     choose_precision,
     demand,
-    plan_for,
     restore,
 )
 from app.runner import EngineRunner
 from app.settings import Settings
+from app.tiling import Tiling
 from app.watch import Watch
 from app.work import Priority
 from app.workers import Model
@@ -123,6 +123,7 @@ class Service:
         self.engine = engine
         self.metrics = metrics
         self.watch = watch
+        self.tiling = Tiling(settings.memory_budget, metrics.tiles_shrunk)
         self.gate = Gate(settings.requests, settings.request_bytes)
         self.cache = Cache(settings.cache_bytes, _weight) if settings.cache_bytes else None
         metrics.watch_cache(self.cache)
@@ -167,7 +168,7 @@ class Service:
             data, digest = await asyncio.to_thread(_encode, restoration, format)
         making = self._book(job.task, image, bundle, run, watch)
         if job.options.strength:  # else no tile was run
-            self._book_tiles(image, bundle)
+            self._book_tiles(image, bundle, run.precision)
         self._book_evidence(restoration.evidence, image)
         return Product(data, MEDIA_TYPES[format], digest, restoration.evidence, making)
 
@@ -184,6 +185,12 @@ class Service:
             report, run = await self._run(image, bundle, job, work)
         return Report(report, self._book("analyze", image, bundle, run, watch))
 
+    def window(self, image: Image, bundle: Bundle, precision: str) -> int:
+        """How many tiles of an image are worked at one time."""
+        rows, columns = image.pixels.shape[1:3]
+        plan = self.tiling.plan(bundle, rows, columns, precision)
+        return self.tiling.window(bundle, plan, self.settings.tiles_in_flight)
+
     async def _run(
         self, image: Image, bundle: Bundle, job: Job, work: Callable[[EngineRunner], Awaitable[T]]
     ) -> tuple[T, EngineRunner]:
@@ -191,12 +198,13 @@ class Service:
         precision = choose_precision(image, job.precision, self.settings.fast_for_8_bit)
         if not self.engine.supports(bundle, precision):
             precision = EXACT
-        window = self.settings.tiles_in_flight
-        usage, model = Usage(*demand(image, bundle, window)), Model(bundle.digest, precision)
+        window = self.window(image, bundle, precision)
+        usage, model = Usage(*demand(image, bundle, window, self.tiling)), Model(bundle.digest, precision)
         with self.engine.admit(usage, model, image.pixels.size, job.deadline) as admission:
             deadline = time.monotonic() + self.settings.timeout_s
             deadline = deadline if job.deadline is None else min(deadline, job.deadline)
-            run = EngineRunner(self.engine, bundle.digest, precision, admission, deadline, window, job.priority)
+            shared = self.engine, bundle.digest, precision, admission
+            run = EngineRunner(*shared, deadline, window, job.priority, self.tiling)
             try:
                 result = await work(run)
                 admission.complete()
@@ -225,9 +233,9 @@ class Service:
             timings=timings,
         )
 
-    def _book_tiles(self, image: Image, bundle: Bundle) -> None:
+    def _book_tiles(self, image: Image, bundle: Bundle, precision: str) -> None:
         frames, rows, columns, samples = image.pixels.shape
-        plan, planes = plan_for(bundle, rows, columns), frames * samples
+        plan, planes = self.tiling.plan(bundle, rows, columns, precision), frames * samples
         useful, given = planes * rows * columns, planes * plan.count * plan.shape[0] * plan.shape[1]
         self.metrics.tile_pixels.labels("useful").inc(useful)
         self.metrics.tile_pixels.labels("padding").inc(given - useful)

@@ -75,6 +75,9 @@ class Settings(BaseSettings):
         default=10.0, description="a routine tile goes before an interactive one that came this much later; bulk: twice"
     )
     tiles_in_flight: PositiveInt = Field(default=16, description="tiles of one request in the queue at once")
+    memory_budget: PositiveInt = Field(
+        default=1024**3, description="memory that one run may take in a worker, bytes; decides the size of tiles"
+    )
     timeout_s: PositiveFloat = Field(default=300.0, description="longest work on one request, seconds")
     drain_delay_s: NonNegativeFloat = Field(
         default=2.0, description="time after SIGTERM in which all is served, but not ready any more, seconds"

@@ -19,9 +19,9 @@ from multiprocessing import connection as pipes
 from pathlib import Path
 from typing import Any
 
-from app.backends.base import Array, Backend, batch_invariant, load, self_test, warm_up
+from app.backends.base import Array, Backend, batch_invariant, lacked_memory, load, self_test, warm_up
 from app.channel import Arrays, Channel, split
-from app.errors import BackendUnavailable, RunFailed
+from app.errors import BackendUnavailable, OutOfMemory, RunFailed
 from models.bundle import read_bundle
 from models.errors import BundleInvalid, MedRestoreError
 
@@ -78,7 +78,7 @@ class Failed:
     def error(self) -> MedRestoreError:
         """The error as it is raised on the service's side."""
         kinds: dict[str, type[MedRestoreError]] = {
-            kind.__name__: kind for kind in (BackendUnavailable, BundleInvalid, RunFailed)
+            kind.__name__: kind for kind in (BackendUnavailable, BundleInvalid, OutOfMemory, RunFailed)
         }
         return kinds[self.kind](self.text)
 
@@ -189,7 +189,7 @@ class Worker:
         except (BackendUnavailable, RunFailed) as exc:
             return Failed(type(exc).__name__, str(exc)), {}
         except Exception as exc:  # noqa: BLE001 (a runtime may raise anything)
-            kind = BundleInvalid if isinstance(request, Load) else RunFailed
+            kind = BundleInvalid if isinstance(request, Load) else OutOfMemory if lacked_memory(exc) else RunFailed
             text = str(exc) if isinstance(exc, MedRestoreError) else f"{type(exc).__name__}: {exc}"
             return Failed(kind.__name__, text), {}
 

@@ -21,7 +21,8 @@ A denoise bundle has both graphs, so that every tile of an image shares one esti
 parameters are named in `Manifest.parameters`: noise variance at signal x is
 max(variance_slope * x + variance_offset, variance_floor); where they are there, too,
 correlation_down_1, correlation_across_1, correlation_down_2 and correlation_across_2 are the noise's
-correlation at lags (1, 0), (0, 1), (2, 0) and (0, 2), rows first.
+correlation at lags (1, 0), (0, 1), (2, 0) and (0, 2), rows first. `pedestal` is the mean of the image: a
+network that took off the mean of what it is given would differ from tile to tile by rounding.
 """
 
 from __future__ import annotations
@@ -79,6 +80,9 @@ class Manifest:
     trained_sigma: tuple[float, float] = (0.0, 0.0)  # unit scale, lowest and highest
     trained_correlation: tuple[float, float] = (0.0, 0.0)  # lag-1 noise correlation
     parity: dict[str, float] = field(default_factory=dict)  # format -> largest difference from eager
+    exact_tiling: bool | None = None  # tiles of any listed shape add up to the whole; None: not known, taken for no
+    seam: float = 0.0  # largest difference of tiled from whole that was measured, unit scale
+    bytes_per_pixel: dict[str, float] = field(default_factory=dict)  # graph -> memory of a run beyond the weights
     scores: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)  # data list, config, seed, commit, duration
     schema: int = SCHEMA
@@ -99,6 +103,8 @@ class Manifest:
             raise BundleInvalid(f"multiple {self.multiple} must be at least 1 and halo {self.halo} at least 0")
         if not self.tiles or any(side < 1 or side % self.multiple for tile in self.tiles for side in tile):
             raise BundleInvalid(f"tiles {self.tiles} must be positive multiples of {self.multiple}")
+        if self.exact_tiling is False and len(self.tiles) != 1:
+            raise BundleInvalid("tiles that do not add up to the whole are part of the model: name one shape")
         for name in [*self.files, *(f for formats in self.graphs.values() for f in formats.values())]:
             if Path(name).name != name or name.startswith("."):
                 raise BundleInvalid(f"file {name!r} is not a plain file name")

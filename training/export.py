@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from models.bundle import GOLDEN, FileEntry, Manifest, read_bundle, sha256_of, write_manifest
 from models.networks.blind_spot import MaskedConv
-from models.networks.denoiser import PARAMETERS
+from models.networks.denoiser import PARAMETERS, PEDESTAL, PedestalEstimate
 from models.networks.layers import ZeroSumConv
 from training.config import TrainConfig, build
+from training.tiling import tiling_facts
 from training.train import RUN, WEIGHTS, build_graph
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -73,15 +74,17 @@ class Graph:
     module: nn.Module
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    parameters: tuple[str, ...] = tuple(PARAMETERS)  # what an estimate gives and a restoration is told
 
     def example(self, batch: int, rows: int, columns: int, seed: int = 0) -> Arrays:
         """Random but repeatable inputs: a smooth image with noise, a noise law, strengths."""
         rng = np.random.default_rng(seed)
         grid = np.add.outer(np.arange(rows) / 17.0, np.arange(columns) / 11.0)
         image = 0.5 + 0.3 * np.sin(grid) + 0.05 * rng.standard_normal((batch, 1, rows, columns))
+        told = np.array([0.001, 0.0025, 0.0001, 0.5, 0.3, 0.1, -0.1, 0.5], dtype=np.float32)[: len(self.parameters)]
         everything = {
             "image": image.astype(np.float32),
-            "parameters": np.tile(np.array([0.001, 0.0025, 0.0001, 0.5, 0.3, 0.1, -0.1], dtype=np.float32), (batch, 1)),
+            "parameters": np.tile(told, (batch, 1)),
             "strength": np.linspace(0.5, 1.5, batch, dtype=np.float32),
         }
         return {name: everything[name] for name in self.inputs}
@@ -93,13 +96,14 @@ class Graph:
         return {name: tensor.numpy() for name, tensor in zip(self.outputs, tensors, strict=True)}
 
 
-def graph_of(config: TrainConfig, name: str, module: nn.Module) -> Graph:
-    """Names the inputs and outputs of a bundle's graph (see `models.bundle`)."""
+def graph_of(task: str, name: str, module: nn.Module, exact: bool = False) -> Graph:
+    """Names the inputs and outputs of a bundle's graph (see `models.bundle`); `exact` where its tiling is."""
+    told = (*PARAMETERS, PEDESTAL) if exact else tuple(PARAMETERS)
     if name == "estimate":
-        return Graph(name, module, ("image",), ("parameters",))
-    if config.task == "superresolve":
+        return Graph(name, PedestalEstimate(module).eval() if exact else module, ("image",), ("parameters",), told)
+    if task == "superresolve":
         return Graph(name, module, ("image",), ("restored",))
-    return Graph(name, module, ("image", "parameters", "strength"), ("restored", "noise"))
+    return Graph(name, module, ("image", "parameters", "strength"), ("restored", "noise"), told)
 
 
 def export_onnx(graph: Graph, path: Path) -> None:
@@ -212,14 +216,32 @@ def write_golden(graphs: list[Graph], path: Path) -> None:
     np.savez(path, **arrays)
 
 
+def write_graphs(graphs: list[Graph], folder: Path) -> dict[str, float]:
+    """Writes every graph in every format, and the golden file; gives the largest difference from eager by format."""
+    parities: dict[str, float] = {}
+    for graph in graphs:
+        for format, write, suffix in (("onnx", export_onnx, "onnx"), ("torchscript", export_torchscript, "ts")):
+            file = folder / f"{graph.name}.{suffix}"
+            write(graph, file)
+            parities[format] = max(parities.get(format, 0.0), parity(graph, format, file))
+    write_golden(graphs, folder / GOLDEN)
+    return parities
+
+
 def load_graphs(run: Path, config: TrainConfig) -> list[Graph]:
     """The trained graphs of a run folder, folded and ready to export."""
-    graphs = []
+    modules = {}
     for name, fit in config.fits.items():
         network = build_graph(config, name, fit)
         network.load_state_dict(torch.load(run / name / WEIGHTS, map_location="cpu", weights_only=True))
-        graphs.append(graph_of(config, name, fold(network)))
-    return graphs
+        modules[name] = fold(network)
+    exact = tiles_exactly(modules["restore"])
+    return [graph_of(config.task, name, module, exact) for name, module in modules.items()]
+
+
+def tiles_exactly(module: nn.Module) -> bool:
+    """Whether a restoration's network claims that its tiles add up to the whole."""
+    return bool(getattr(module, "predictor", module).exact_tiling)
 
 
 def geometry(config: TrainConfig, graph: Graph) -> dict[str, Any]:
@@ -227,7 +249,8 @@ def geometry(config: TrainConfig, graph: Graph) -> dict[str, Any]:
     network: Any = graph.module.predictor if config.task == "denoise" else graph.module
     multiple = max(8, network.multiple)
     halo = -(-(network.radius + 2) // multiple) * multiple  # 2: the noise map's own 5x5 mean
-    return {"multiple": multiple, "halo": halo, "tiles": [(side, side) for side in config.tiles]}
+    sides = config.tiles if network.exact_tiling else config.tiles[:1]  # a tile that is part of the model is one
+    return {"multiple": multiple, "halo": halo, "tiles": [(side, side) for side in sides]}
 
 
 def export(
@@ -258,14 +281,9 @@ def export(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
         staged = Path(folder) / config.name / version
         staged.mkdir(parents=True)
-        parities: dict[str, float] = {}
+        parities = write_graphs(graphs, staged)
         for graph in graphs:
-            for format, write, suffix in (("onnx", export_onnx, "onnx"), ("torchscript", export_torchscript, "ts")):
-                file = staged / f"{graph.name}.{suffix}"
-                write(graph, file)
-                parities[format] = max(parities.get(format, 0.0), parity(graph, format, file))
             shutil.copyfile(run / graph.name / WEIGHTS, staged / f"{graph.name}.pt")  # what training can go on from
-        write_golden(graphs, staged / GOLDEN)
         for file in attached:
             shutil.copyfile(file, staged / file.name)
         made = (parities, provenance or record, scores, licence)
@@ -298,7 +316,7 @@ def make_manifest(
         licence=licence,
         graphs={g.name: {"onnx": f"{g.name}.onnx", "torchscript": f"{g.name}.ts"} for g in graphs},
         files=files,
-        parameters=PARAMETERS if config.task == "denoise" else [],
+        parameters=list(restore.parameters) if config.task == "denoise" else [],
         precisions=["fp32", "bf16"],
         # no lower end: the networks are homogeneous, so a weak noise is a strong one on a smaller scale
         trained_sigma=(0.0, config.noise.highest) if config.task == "denoise" else (0.0, 0.0),
@@ -306,7 +324,7 @@ def make_manifest(
         parity=parities,
         scores=scores,
         provenance=record,
-        **geometry(config, restore),
+        **tiling_facts(graphs, staged, **geometry(config, restore)),
     )
 
 

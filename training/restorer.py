@@ -13,7 +13,7 @@ import tifffile
 
 from models.bundle import Bundle
 from models.imaging.codec import decode
-from models.networks.denoiser import LEVEL, PARAMETERS
+from models.networks.denoiser import LEVEL, PARAMETERS, PEDESTAL
 from training.data.noise import NoiseLaw, Plane
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -56,16 +56,16 @@ class LocalBundle:
         found: Plane = self.run("estimate", {"image": plane[None, None]})
         return found
 
-    def told(self, law: NoiseLaw) -> Plane:
+    def told(self, law: NoiseLaw, plane: Plane) -> Plane:
         """A known law as parameters (1, P), by name: a bundle that knows no colour is not told any."""
-        known = dict(zip(PARAMETERS, law.parameters, strict=True))
+        known = dict(zip(PARAMETERS, law.parameters, strict=True)) | {PEDESTAL: plane.mean()}
         return np.array([[known[name] for name in self.parameters]], dtype=np.float32)
 
     def restore(self, plane: Plane, *, eight_bit: bool = False, law: NoiseLaw | None = None) -> Plane:
         del eight_bit  # nothing is encoded on the way
         arrays: dict[str, Any] = {"image": plane[None, None]}
         if "estimate" in self.sessions:
-            parameters = self.estimate(plane) if law is None else self.told(law)
+            parameters = self.estimate(plane) if law is None else self.told(law, plane)
             arrays |= {"parameters": parameters, "strength": np.ones(1, dtype=np.float32)}
         restored: Plane = self.run("restore", arrays)[0, 0]
         return restored

@@ -32,6 +32,17 @@ FP32_TOLERANCE = 1e-4
 BF16_TOLERANCE = 0.05
 WARM_PIXELS = 512 * 512
 
+# What the runtimes say where memory is short: ONNX Runtime's arenas and cuBLAS, OpenVINO, PyTorch.
+NO_MEMORY = (
+    "bad allocation",
+    "bad_alloc",
+    "failed to allocate memory",
+    "out of memory",
+    "alloc_failed",
+    "can't allocate memory",
+    "not enough memory",
+)
+
 
 class Backend(Protocol):
     """A bundle loaded on one device at one precision."""
@@ -129,6 +140,12 @@ def warm_up(backend: Backend, bundle: Bundle) -> None:
         inputs = {k.split(".", 2)[2]: v for k, v in golden.items() if k.startswith(f"{graph}.in.")}
         for rows, columns in (tile for tile in bundle.manifest.tiles if math.prod(tile) <= WARM_PIXELS):
             backend.run(graph, inputs | {"image": np.full((1, 1, rows, columns), 0.5, np.float32)})
+
+
+def lacked_memory(error: Exception) -> bool:
+    """Whether a runtime failed for want of memory, so that a smaller run may succeed."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in NO_MEMORY)
 
 
 def batch_invariant(backend: Backend, bundle: Bundle, items: int) -> bool:

@@ -95,7 +95,8 @@ class RestorationHandler:
         backend = engine.config.backends[precision]
         making = {"digest": bundle.digest, "precision": precision, "backend": backend, "format": format}
         frames = _Disk(run, source, image_after(image, wanted.scale), format, making)
-        runner = BulkRunner(engine, bundle.digest, precision, self._service.settings.tiles_in_flight)
+        window = self._service.window(image, bundle, precision)
+        runner = BulkRunner(engine, bundle.digest, precision, window, self._service.tiling)
         options = wanted.options
         await run.progress(frames.done, image.frames)
         with self._folder.promise(frames.bytes_to_come):

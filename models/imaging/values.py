@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from models.imaging.image import Image, ValueMap
 Array = np.ndarray[Any, Any]
 
 SMOOTHING = 2  # passes over padding, per cell size
+STRIP_PIXELS = 2**18  # worked at one time where float64 is wanted of every pixel, but never of all at once
 BAND_PIXELS = 16 * 1024  # worked at one time, so that what lies between stays in the processor's cache
 EXPONENT_MAX = 1000  # of a float scale, so that its inverse is finite too
 
@@ -34,6 +36,12 @@ def float_values(pixels: Array, inverted: bool = False) -> ValueMap:
     return ValueMap(scale=math.ldexp(-1.0 if inverted else 1.0, -exponent), offset=0.0, unit="float value")
 
 
+def strips(rows: int, columns: int) -> Iterator[slice]:
+    """Consecutive slices over all rows, each of about `STRIP_PIXELS` pixels."""
+    step = max(1, STRIP_PIXELS // columns)
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
 def to_unit(image: Image) -> Array:
     """The image on the unit scale: (frames, samples, rows, columns), float32.
 
@@ -43,10 +51,12 @@ def to_unit(image: Image) -> Array:
     frames, rows, columns, samples = image.pixels.shape
     unit = np.empty((frames, samples, rows, columns), np.float32)
     for index in range(frames):
-        plane = _exact(image.pixels[index], image.values)
         if image.padding is not None and image.padding[index].any():
-            plane = np.stack([fill(sample, image.padding[index]) for sample in plane])
-        unit[index] = plane
+            for sample, plane in enumerate(_exact(image.pixels[index], image.values)):
+                unit[index, sample] = fill(plane, image.padding[index])
+            continue
+        for strip in strips(rows, columns):
+            unit[index, :, strip] = _exact(image.pixels[index, strip], image.values)
     return unit
 
 
@@ -59,8 +69,6 @@ def from_unit(unit: Array, image: Image, scale: int = 1) -> tuple[Image, int]:
     bit-exact for every type. Padding pixels come back as they were (repeated under a larger scale),
     and no measured pixel ends among the padding values. Raises FloatingPointError for NaN or infinity.
     """
-    if not np.isfinite(unit).all():
-        raise FloatingPointError("the network's answer holds NaN or infinity")
     padding = None if image.padding is None else _repeat(image.padding, scale, 1)
     frames, samples, rows, columns = unit.shape
     pixels = np.empty((frames, rows, columns, samples), image.pixels.dtype)
@@ -71,6 +79,8 @@ def from_unit(unit: Array, image: Image, scale: int = 1) -> tuple[Image, int]:
         for top in range(0, image.pixels.shape[1], step):
             stored = image.pixels[index, top : top + step]
             band = slice(top * scale, (top + step) * scale)
+            if not np.isfinite(unit[index, :, band]).all():
+                raise FloatingPointError("the network's answer holds NaN or infinity")
             value = _stored_value(unit[index, :, band], stored, scale, image.values)
             mask = None if padding is None else padding[index, band]
             pixels[index, band], cut = _fit(value, _repeat(stored, scale), mask, image, forbidden)

@@ -3,7 +3,8 @@
 A network is told the noise's level and its colour. Three parameters are the level, on the unit
 scale: slope a, offset b and floor c, where the noise variance at signal x is max(a x + b, c)
 (Poisson-Gaussian, Foi et al. 2008, with a floor where the line would reach zero). Four are the
-colour: the noise's correlation at one and two pixels' distance down and across.
+colour: the noise's correlation at one and two pixels' distance down and across. An exported estimate
+tells an eighth, the mean of the whole image: told the same pedestal, tiles of an image add up to the bit.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 LEVEL = ["variance_slope", "variance_offset", "variance_floor"]
 COLOUR = ["correlation_down_1", "correlation_across_1", "correlation_down_2", "correlation_across_2"]
 PARAMETERS = LEVEL + COLOUR
+PEDESTAL = "pedestal"
 CONDITIONS = 1 + len(COLOUR)  # planes that a network is told of: level, and level times each correlation
 LIMIT = 5.0  # no pixel is changed by more than this many standard deviations of the noise told
 
@@ -37,8 +39,19 @@ def condition_of(noise: Tensor, parameters: Tensor) -> Tensor:
 
     The product makes the colour scale with the image, as the level does: gain changes nothing else.
     """
-    colour = parameters[:, len(LEVEL) :, None, None]
+    colour = parameters[:, len(LEVEL) : len(PARAMETERS), None, None]
     return torch.cat([noise, noise * colour], dim=1)
+
+
+class PedestalEstimate(nn.Module):
+    """An estimator (B, 1, H, W) -> (B, 7) that tells the mean of the image, too: (B, 8)."""
+
+    def __init__(self, estimator: nn.Module) -> None:
+        super().__init__()
+        self.estimator = estimator
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.cat([self.estimator(image), image.mean(dim=(2, 3))], dim=1)
 
 
 class Denoiser(nn.Module):
@@ -54,9 +67,10 @@ class Denoiser(nn.Module):
         self.predictor = predictor
 
     def forward(self, image: Tensor, parameters: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
-        """image (B, 1, H, W), parameters (B, 7), strength (B,) -> restored, noise map, (B, 1, H, W)."""
+        """image (B, 1, H, W), parameters (B, 7 or 8), strength (B,) -> restored, noise map, (B, 1, H, W)."""
         noise = noise_map(image, parameters)
         told = noise * strength[:, None, None, None]
-        predicted = self.predictor(image, condition_of(told, parameters))
+        pedestal = [parameters[:, len(PARAMETERS), None, None, None]] if parameters.shape[1] > len(PARAMETERS) else []
+        predicted = self.predictor(image, condition_of(told, parameters), *pedestal)
         bound = LIMIT * told
         return image - torch.maximum(torch.minimum(predicted, bound), -bound), noise

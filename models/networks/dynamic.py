@@ -107,6 +107,7 @@ class DynamicResidual(nn.Module):
     ) -> None:
         super().__init__()
         self.multiple = 1
+        self.exact_tiling = False
         self.radius = 2 + blocks * depth  # of its convolutions; the kernels' choice sees the whole tile
         self.head = nn.Conv2d(1 + conditions, channels, 3, padding=1, bias=False)
         self.blocks = nn.Sequential(*(DynamicBlock(channels, depth, kernels) for _ in range(blocks)))

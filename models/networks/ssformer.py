@@ -145,6 +145,7 @@ class SSFormer(nn.Module):
         phases = unshuffle**2
         self.unshuffle = unshuffle
         self.multiple = SIDE * unshuffle
+        self.exact_tiling = False
         self.radius = 4 * SIDE * unshuffle  # what is kept clear of a tile's edge; attention sees all of it
         self.head = nn.Conv2d((1 + conditions) * phases, channels, 3, padding=1)
         self.groups = nn.Sequential(*(Group(channels, channels // 16, blocks, sparse, balanced) for _ in range(groups)))

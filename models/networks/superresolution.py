@@ -20,6 +20,7 @@ class ResidualUpscaler(nn.Module):
         super().__init__()
         self.scale = scale
         self.multiple = 1
+        self.exact_tiling = True
         self.radius = 2 + 2 * blocks  # head, blocks, tail; the bicubic skip needs only 2
         self.head = ZeroSumConv(1, 0, channels)
         self.body = residual_blocks(channels, blocks)
@@ -28,5 +29,5 @@ class ResidualUpscaler(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         # bicubic needs no anti-aliasing upwards; align_corners=False is the pixel-area grid
         interpolated = F.interpolate(image, scale_factor=float(self.scale), mode="bicubic", align_corners=False)
-        features = self.head(image - image.mean(dim=(2, 3), keepdim=True))
+        features = self.head(image)  # blind to the pedestal; a mean taken off would make tiles differ by rounding
         return interpolated + F.pixel_shuffle(self.tail(self.body(features)), self.scale)

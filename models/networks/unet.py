@@ -32,6 +32,7 @@ class NoiseMapUNet(nn.Module):
         super().__init__()
         fine, middle, coarse = channels
         phases = unshuffle**2
+        self.exact_tiling = True
         self.unshuffle = unshuffle
         self.multiple = 4 * unshuffle
         self.blocks = tuple(blocks)
@@ -57,10 +58,11 @@ class NoiseMapUNet(nn.Module):
         r = self.unshuffle
         return r * (2 * fine + 2) + 2 * r * (2 * middle) + 4 * r * (2 * coarse) + (r - 1) + r + 2 * r
 
-    def forward(self, image: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, image: Tensor, condition: Tensor, pedestal: Tensor | None = None) -> Tensor:
+        """`pedestal` (B, 1, 1, 1) is taken off the image, its mean by default; all but rounding is blind to it."""
         rows, columns = image.shape[-2], image.shape[-1]
-        # Taking off the mean changes nothing but rounding: the head is blind to it.
-        image = pad_to_multiple(image - image.mean(dim=(2, 3), keepdim=True), self.multiple)
+        pedestal = image.mean(dim=(2, 3), keepdim=True) if pedestal is None else pedestal
+        image = pad_to_multiple(image - pedestal, self.multiple)
         phases = [F.pixel_unshuffle(x, self.unshuffle) for x in (image, pad_to_multiple(condition, self.multiple))]
         fine = self.encode_fine(self.head(torch.cat(phases, dim=1)))
         middle = self.encode_middle(self.down_middle(fine))

@@ -216,7 +216,7 @@ def score_columns(trained: nn.Module, images: Sequence[HeldBack]) -> Row:
 
 def export_columns(base: TrainConfig, trained: nn.Module) -> Row:
     """Largest difference of each export from eager, or why there is none; seconds of ONNX Runtime on one image."""
-    graph, row = graph_of(base, "restore", fold(trained)), Row()
+    graph, row = graph_of(base.task, "restore", fold(trained)), Row()
     with tempfile.TemporaryDirectory() as folder:
         for format, write in (("onnx", export_onnx), ("torchscript", export_torchscript)):
             path = Path(folder) / format

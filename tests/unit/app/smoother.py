@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from app.noise import NAMES, Array
+from app.tiling import Tiling
 from models.bundle import Bundle, FileEntry, Manifest
 from models.imaging.image import Image, ValueMap
 
@@ -18,10 +19,12 @@ class Smoother:
 
     backend = "numpy"
     precision = "fp32"
+    window = 16
 
     def __init__(self, scale: int = 1, colour: tuple[float, ...] = ()) -> None:
         self.scale = scale
         self.colour = colour  # correlations that `estimate` gives after the level
+        self.tiling = Tiling()
         self.calls: list[tuple[str, Mapping[str, Array]]] = []
 
     def graphs(self) -> list[str]:

@@ -80,7 +80,7 @@ def test_a_huge_frame_is_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(noise, "BLOCK", 8)
     plane = np.arange(100 * 60, dtype=np.float32).reshape(100, 60)
     blocks = sample_blocks(plane)
-    assert len(blocks) == 64
+    assert len(blocks) == 16
     assert {block.shape for block in blocks} == {(8, 8)}
     np.testing.assert_array_equal(blocks[0], plane[:8, :8])
     np.testing.assert_array_equal(blocks[-1], plane[-8:, -8:])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from models.imaging.tiles import TilePlan, cut, merge, plan_tiles
+from models.imaging.tiles import TilePlan, cut, merge, plan_tiles, whole_plan
 
 Array = np.ndarray[Any, Any]
 Job = tuple[int, int, list[tuple[int, int]], int, int]
@@ -31,8 +31,8 @@ def image(rows: int, columns: int, *leading: int) -> Array:
 
 
 def box(array: Array, radius: int) -> Array:
-    """Sum over (2 radius + 1)^2 pixels with reflection at the borders: a convolution that sees `radius` far."""
-    padded = np.pad(array, radius, "reflect")
+    """Sum over (2 radius + 1)^2 pixels with zeros beyond the borders: a convolution that sees `radius` far."""
+    padded = np.pad(array, radius)
     size = 2 * radius + 1
     return np.lib.stride_tricks.sliding_window_view(padded, (size, size)).sum((2, 3))
 
@@ -55,16 +55,31 @@ def test_merging_enlarged_tiles_gives_the_enlarged_frame(job: Job, scale: int) -
 
 
 @given(jobs(), st.data())
-def test_a_convolution_within_the_halo_shows_no_tiles(job: Job, data: st.DataObject) -> None:
-    rows, columns, _, _, halo = job
-    plan = plan_tiles(*job)
-    # Where one tile spans the frame its padding is the network's own border, of whatever width is left.
-    for spans, size, side in ((plan.row_spans, rows, plan.shape[0]), (plan.column_spans, columns, plan.shape[1])):
-        assume(len(spans) > 1 or size == side or side - size >= halo)
-    radius = data.draw(st.integers(0, min(halo, rows - 1, columns - 1)))
+def test_a_convolution_within_the_halo_shows_no_tiles_whatever_shapes_are_allowed(
+    job: Job, data: st.DataObject
+) -> None:
+    rows, columns, shapes, multiple, halo = job
+    free = plan_tiles(*job)
+    allowed = data.draw(st.lists(st.sampled_from(shapes), min_size=1, unique=True))
+    try:
+        plan = plan_tiles(*job, allowed)
+    except ValueError:
+        assume(False)
+    radius = data.draw(st.integers(0, halo))
     frame = np.random.default_rng(0).integers(0, 100, (rows, columns)).astype(np.float64)  # sums are exact
-    tiled = merge([box(tile, radius) for tile in cut(frame, plan)], plan)
-    assert np.array_equal(tiled, box(frame, radius))
+    whole = whole_plan(free, multiple, halo)
+    expected = merge([box(tile, radius) for tile in cut(frame, whole)], whole)
+    assert whole.count == 1
+    assert np.array_equal(merge([box(tile, radius) for tile in cut(frame, plan)], plan), expected)
+
+
+@given(jobs())
+def test_a_shape_that_is_no_larger_can_always_take_over(job: Job) -> None:
+    *_, multiple, halo = job
+    chosen = plan_tiles(*job).shape
+    smaller = [shape for shape in job[2] if max(shape) <= min(chosen) and min(shape) >= 2 * halo + multiple]
+    for shape in smaller:
+        assert plan_tiles(*job, [shape]).shape == shape
 
 
 @given(jobs())
@@ -81,7 +96,7 @@ def test_tiles_start_on_the_grid_and_keep_their_halo(job: Job) -> None:
             assert span.first < span.last
             assert span.first == 0 or span.first - span.start >= halo
             end = span.start + side
-            assert end - span.last >= halo or span.last == size == end or len(spans) == 1
+            assert end - span.last >= halo or span.last == size
 
 
 @given(jobs())

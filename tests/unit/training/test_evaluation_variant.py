@@ -90,7 +90,7 @@ def test_a_bundle_without_colour_is_told_the_level_alone() -> None:
     assert isinstance(restorer, LocalBundle)
     assert restorer.noise_level(noisy()) == pytest.approx(0.1, rel=0.1)
     restorer.parameters = LEVEL
-    assert restorer.told(NoiseLaw(0.2, 0.3)).tolist() == [pytest.approx([0.2, 0.3, 0.0])]
+    assert restorer.told(NoiseLaw(0.2, 0.3), np.zeros((2, 2), np.float32)).tolist() == [pytest.approx([0.2, 0.3, 0.0])]
 
 
 def test_a_training_run_is_a_variant_too(tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 import training.export
-from models.bundle import find_bundle, read_bundle
-from models.networks.denoiser import CONDITIONS, PARAMETERS
+from models.bundle import find_bundle, read_bundle, sha256_of
+from models.networks.denoiser import CONDITIONS, PARAMETERS, PEDESTAL
 from models.networks.registry import build_network
+from models.networks.unet import NoiseMapUNet
 from training.config import read_config
 from training.export import export, fold
+from training.reexport import reexport
 from training.train import RUN, WEIGHTS, build_graph
 
 DENOISE = """
@@ -64,13 +66,52 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_bundle_is_complete_and_verified(repository: Path) -> None:
     manifest = find_bundle(repository, "denoise").manifest
-    assert manifest.parameters == PARAMETERS
+    assert manifest.parameters == [*PARAMETERS, PEDESTAL]
     graphs = {f"{graph}.{form}" for graph in ("estimate", "restore") for form in ("onnx", "ts", "pt")}
     assert set(manifest.files) == {"golden.npz", *graphs}
     assert max(manifest.parity.values()) <= 1e-4
     assert manifest.halo % manifest.multiple == 0
     assert manifest.provenance["config"]["name"] == "denoise"
     assert find_bundle(repository, "superresolve-x2@1").manifest.scale == 2
+
+
+def test_manifest_tells_what_was_measured_of_tiles(repository: Path) -> None:
+    for name in ("denoise", "superresolve-x2"):
+        manifest = find_bundle(repository, name).manifest
+        assert (manifest.exact_tiling, manifest.seam) == (True, 0)
+        assert set(manifest.bytes_per_pixel) == set(manifest.graphs)
+        assert all(size >= 0 for size in manifest.bytes_per_pixel.values())
+
+
+def test_a_network_that_claims_exact_tiles_and_has_a_seam_is_not_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NoiseMapUNet, "radius", 0)  # halo of 8: less than it sees
+    with pytest.raises(ValueError, match="off the whole; nothing was written"):
+        export(untrained_run(tmp_path / "run", DENOISE), tmp_path / "bundles", "1", {})
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_where_the_tile_is_part_of_the_model_there_is_one_and_its_seam_is_told(tmp_path: Path) -> None:
+    network = '"ssformer", options = { channels = 16, groups = 1, blocks = 2 }'
+    text = DENOISE.replace('"noise-map-unet", options = { channels = [8, 8, 16], blocks = [1, 1, 1, 1, 1] }', network)
+    run = untrained_run(tmp_path / "run", text.replace("[64, 128]", "[192, 256]"))
+    state = torch.load(run / "restore" / WEIGHTS, weights_only=True)
+    torch.nn.init.normal_(state["predictor.tail.weight"], std=0.02)  # untrained, it is the identity
+    torch.save(state, run / "restore" / WEIGHTS)
+    manifest = read_bundle(export(run, tmp_path / "bundles", "1", {})).manifest
+    assert (manifest.exact_tiling, manifest.tiles) == (False, [(192, 192)])
+    assert manifest.parameters == PARAMETERS
+    assert 0 < manifest.seam < 1
+
+
+def test_a_bundle_is_exported_anew_with_the_same_weights(repository: Path, tmp_path: Path) -> None:
+    for name in ("denoise", "superresolve-x2"):
+        before = find_bundle(repository, name)
+        after = reexport(before, tmp_path)
+        assert dataclasses.replace(after.manifest, files={}) == dataclasses.replace(before.manifest, files={})
+        for graph in before.manifest.graphs:
+            assert sha256_of(after.graph(graph, "onnx")) == sha256_of(before.graph(graph, "onnx"))
 
 
 def test_golden_output_is_what_the_graph_gives(repository: Path) -> None:

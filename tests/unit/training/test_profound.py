@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from models.bundle import read_bundle
-from models.networks.denoiser import PARAMETERS
+from models.networks.denoiser import PARAMETERS, PEDESTAL
 from tests.tiny_run import BOX, LEVEL, SECRET, write_stages
 from training.config import Fit
 from training.data.noise import correlations
@@ -112,7 +112,7 @@ def test_the_run_can_be_exported_and_gone_on_from(out: Path, tmp_path: Path) -> 
     assert SECRET not in record
     assert set(json.loads(record)["seconds"]) == {"estimate", "restore"}
     bundle = read_bundle(export(out / "profound", tmp_path / "repository", "1", {}))
-    assert bundle.manifest.parameters == PARAMETERS
+    assert bundle.manifest.parameters == [*PARAMETERS, PEDESTAL]
     assert "whoever trained them" in bundle.manifest.licence
     shutil.rmtree(out / "profound")
     still = dataclasses.replace(SMALL.restore, steps=1, learning_rate=0.0, final_learning_rate=0.0)

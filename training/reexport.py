@@ -1,0 +1,113 @@
+"""Exports a bundle anew from its own weights: `python -m training.reexport BUNDLE --to REPOSITORY`.
+
+For bundles that were exported before something about exports changed. The weights are read from the ONNX
+graphs and are bit-equal in the new ones; name, version, scores, provenance and terms stay, the digest does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from models.bundle import GOLDEN, Bundle, FileEntry, read_bundle, sha256_of, write_manifest
+from models.networks.denoiser import Denoiser
+from models.networks.registry import build_network
+from training.export import Graph, fold, graph_of, tiles_exactly, write_graphs
+from training.tiling import tiling_facts
+
+Weights = dict[str, NDArray[np.float32]]
+
+
+def weights_of(path: Path) -> Weights:
+    """The weights in an ONNX file, by the names that they have in the folded network."""
+    import onnx
+
+    tensors = onnx.load(str(path)).graph.initializer
+    return {tensor.name.removeprefix("estimator."): onnx.numpy_helper.to_array(tensor) for tensor in tensors}
+
+
+def options_of(bundle: Bundle, graph: str) -> dict[str, Any]:
+    """Name and options of a graph's network, from the configuration that the bundle was made with."""
+    record = bundle.manifest.provenance
+    config = record["config"] if "config" in record else record["pipeline"]["config"]["profound"]
+    fit: dict[str, Any] = config[graph]
+    return fit
+
+
+def rebuild(bundle: Bundle) -> list[Graph]:
+    """The graphs of a bundle as modules. Raises ValueError where a weight has no place, or a place no weight."""
+    task, modules = bundle.manifest.task, {}
+    for name in sorted(bundle.manifest.graphs):  # the estimate before what it informs
+        fit = options_of(bundle, name)
+        network = build_network(fit["network"], fit["options"])
+        module: nn.Module = Denoiser(network) if (task, name) == ("denoise", "restore") else network
+        modules[name] = fold(module)
+        wanted, weights = modules[name].state_dict(), weights_of(bundle.graph(name, "onnx"))
+        found = {key: torch.from_numpy(weights[key].copy()) for key in wanted if key in weights}
+        try:
+            modules[name].load_state_dict(found)
+        except RuntimeError as error:
+            raise ValueError(f"{bundle.reference}: {error}") from error
+    exact = tiles_exactly(modules["restore"])
+    return [graph_of(task, name, module, exact) for name, module in modules.items()]
+
+
+def reexport(bundle: Bundle, repository: Path) -> Bundle:
+    """Writes `<repository>/<name>/<version>`, in place of a version that is there."""
+    graphs, manifest = rebuild(bundle), bundle.manifest
+    target = repository / manifest.name / manifest.version
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
+        staged = Path(folder) / manifest.name / manifest.version
+        staged.mkdir(parents=True)
+        made = {file for formats in manifest.graphs.values() for file in formats.values()} | {GOLDEN}
+        for file in set(manifest.files) - made:
+            shutil.copyfile(bundle.folder / file, staged / file)
+        parities = write_graphs(graphs, staged)
+        for name in manifest.graphs:
+            check_equal(weights_of(bundle.graph(name, "onnx")), weights_of(staged / f"{name}.onnx"), name)
+        facts = tiling_facts(graphs, staged, multiple=manifest.multiple, halo=manifest.halo, tiles=manifest.tiles)
+        files = {f.name: FileEntry(sha256_of(f), f.stat().st_size) for f in sorted(staged.iterdir())}
+        told = list(graphs[-1].parameters) if manifest.task == "denoise" else []
+        write_manifest(staged, dataclasses.replace(manifest, files=files, parity=parities, parameters=told, **facts))
+        read_bundle(staged)
+        if target.exists():
+            shutil.rmtree(target)
+        shutil.move(staged, target)
+    return read_bundle(target)
+
+
+def check_equal(before: Weights, after: Weights, graph: str) -> None:
+    """Raises ValueError unless every weight is there again, bit for bit."""
+    for name, weight in before.items():
+        if name not in after or after[name].tobytes() != weight.tobytes():
+            raise ValueError(f"{graph}: weight {name} is not what it was; nothing was written")
+
+
+def main(argv: list[str]) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path, help="folder `<name>/<version>`")
+    parser.add_argument("--to", type=Path, required=True, help="model repository")
+    options = parser.parse_args(argv)
+    bundle = reexport(read_bundle(options.bundle), options.to)
+    facts = bundle.manifest
+    print(
+        f"{bundle.reference} {bundle.digest[:12]}: exact tiling {facts.exact_tiling}, seam {facts.seam:.2g}, "
+        f"bytes per pixel {facts.bytes_per_pixel}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
