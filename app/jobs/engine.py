@@ -245,6 +245,7 @@ class JobEngine:
             self._work.clear()
             try:
                 if job := await self._ask(self._store.claim):
+                    self._work.set()  # there may be more than this one, for another worker
                     await self._take(job)
                     continue
                 due = await self._ask(self._store.next_due)
@@ -258,7 +259,6 @@ class JobEngine:
 
     async def _take(self, job: Job) -> None:
         """Runs a job; one that the service's stop cuts off is queued again."""
-        await self._count()
         task = self._running[job.id] = asyncio.create_task(self._run(job), name=f"job {job.id}")
         if self._stopping:
             task.cancel()
@@ -271,6 +271,11 @@ class JobEngine:
             event("job put back", job=job.id, kind=job.kind)
 
     async def _run(self, job: Job) -> None:
+        """One run, to the end of the job or to its next attempt; nothing, where it was cancelled just now."""
+        current = await self._ask(self._store.find, job.id)
+        if current is None or current.state is not State.RUNNING:
+            return
+        await self._count()
         self._ring(job.id)
         event("job started", job=job.id, kind=job.kind, attempt=job.attempts)
         run = Run(job, self.folder.of(job.id), lambda done, total: self._advance(job.id, done, total))

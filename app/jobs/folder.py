@@ -67,7 +67,7 @@ class JobFolder:
     @contextmanager
     def promise(self, bytes: int) -> Iterator[None]:
         """Holds room for files that are about to grow by so many bytes. Raises DiskFull."""
-        used = sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file()) + self._promised
+        used = self._promised + sum(map(_size, self.root.rglob("*")))
         if used + bytes > self._budget:
             raise DiskFull(f"the jobs hold {used} of the {self._budget} bytes that they may hold", FULL_RETRY_S)
         if shutil.disk_usage(self.root).free - self._promised - bytes < self._keep_free:
@@ -77,6 +77,14 @@ class JobFolder:
             yield
         finally:
             self._promised -= bytes
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, 0 of one that has just gone."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:
+        return 0
 
 
 def private_file(path: Path) -> Path:

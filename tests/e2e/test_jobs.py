@@ -104,7 +104,7 @@ def test_sigterm_puts_a_job_back_without_waiting_for_it(launch) -> None:
     server = launch()
     path = status_of_new(server, file_of(enhanced(200, (2.0,) * 200)))
     wait(server, path, lambda job: job["frames_done"] >= 1)
-    assert server.stop(signal.SIGTERM, limit_s=20) == 0
+    assert server.stop(signal.SIGTERM, limit_s=60) == 0
     server = launch()
     job = status(server, path)
     assert job["state"] in ("queued", "running")
