@@ -22,8 +22,9 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/dev.stamp  ## seconds per slice for each backend and precision, beside DnCNN
-	$(BIN)/python tests/benchmarks/speed.py $(BENCH)
+bench: .venv/dev.stamp  ## codecs, then each backend and precision beside DnCNN
+	$(BIN)/python -m tests.benchmarks.codec
+	$(BIN)/python -m tests.benchmarks.speed $(BENCH)
 
 train: .venv/dev.stamp  ## e.g. make train CONFIG=superresolve-x2 DATA=../images TRAIN="--threads 2"
 	$(BIN)/medrestore train $(firstword $(subst -, ,$(CONFIG))) --config $(CONFIG) --data $(DATA) --out $(OUT) $(TRAIN)
