@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.codec [--sides 256 512 2048]
 
-The image is smooth with grain, as medical images are: 16 bits of it hardly compress. The fastest of several runs counts.
+The image is smooth with grain, as medical images are: 16 bits of it hardly compress. The fastest run counts.
 """
 
 from __future__ import annotations
