@@ -22,8 +22,9 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/bench.stamp  ## each backend and precision beside DnCNN; the server beside its bare loop and LitServe; half an hour
-	$(BIN)/python tests/benchmarks/speed.py $(BENCH)
+bench: .venv/bench.stamp  ## codecs; each backend and precision beside DnCNN; the server beside its bare loop and LitServe
+	$(BIN)/python -m tests.benchmarks.codec
+	$(BIN)/python -m tests.benchmarks.speed $(BENCH)
 	$(BIN)/python -m tests.benchmarks.serving $(SERVING)
 
 faults: .venv/dev.stamp  ## hang-ups, overload, kills, swaps, drain, soak, determinism, large images; half an hour
