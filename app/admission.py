@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import time
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 
@@ -60,12 +61,15 @@ class Admission:
     def complete(self) -> None:
         """Learns from a request that was done whole how long its kind takes."""
         self._room.paces.record(self.model, self.pixels, self.spent_s)
+        self._room.drain.record(self.spent_s)
 
     def release(self) -> None:
         """Gives the room back; a second call does nothing."""
         if self.open:
             self._room.open.discard(self)
             self._room.used.subtract(self.usage)
+            if not self._room.open:
+                self._room.drain.rest()
 
     def __enter__(self) -> Admission:
         return self
@@ -82,6 +86,7 @@ class Room:
         self.used = Usage()
         self.open: set[Admission] = set()
         self.paces = Paces()
+        self.drain = Drain()
 
     @property
     def backlog_s(self) -> float:
@@ -100,6 +105,8 @@ class Room:
     def take(self, wanted: Usage, model: Hashable = None, pixels: int | None = None) -> Admission:
         """Books the room, whether or not it is there."""
         admission = Admission(self, wanted, model, wanted.pixels if pixels is None else pixels)
+        if not self.open:
+            self.drain.start()
         self.used.add(wanted)
         self.open.add(admission)
         return admission
@@ -115,9 +122,6 @@ class Paces:
     def __init__(self) -> None:
         self._measured: dict[Hashable, tuple[float, float]] = {}  # pixels and seconds
 
-    def known(self, model: Hashable) -> bool:
-        return model in self._measured
-
     def record(self, model: Hashable, pixels: int, seconds: float) -> None:
         before = self._measured.get(model, (0.0, 0.0))
         self._measured[model] = (MEMORY * before[0] + pixels, MEMORY * before[1] + seconds)
@@ -127,3 +131,44 @@ class Paces:
         known = [self._measured[model]] if model in self._measured else list(self._measured.values())
         total = sum(p for p, _ in known)
         return pixels * (sum(s for _, s in known) / total if total else UNMEASURED_S_PER_PIXEL)
+
+
+class Drain:
+    """How much faster or slower than one worker the service as a whole gets work done, while there is work.
+
+    More workers make it faster; decoding, encoding and the network stack share the processor and make it slower.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since: float | None = None  # the last request that was done, or the first that came
+        self._wall_s = 0.0
+        self._work_s = 0.0
+        self._requests = 0.0
+
+    def start(self) -> None:
+        """Work has come where there was none."""
+        self._since = self._clock()
+
+    def rest(self) -> None:
+        """All work is done."""
+        self._since = None
+
+    def record(self, work_s: float) -> None:
+        """A request is done that took that much of a worker's time."""
+        now = self._clock()
+        if self._since is not None:
+            self._wall_s = MEMORY * self._wall_s + now - self._since
+            self._work_s = MEMORY * self._work_s + work_s
+            self._requests = MEMORY * self._requests + 1
+        self._since = now
+
+    @property
+    def factor(self) -> float | None:
+        """Seconds that pass for a second of a worker's time; None where nothing was measured."""
+        return self._wall_s / self._work_s if self._work_s else None
+
+    @property
+    def request_s(self) -> float:
+        """Seconds of a worker's time that a request takes on average; 0 where nothing was measured."""
+        return self._work_s / self._requests if self._requests else 0.0

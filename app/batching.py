@@ -56,6 +56,7 @@ __all__ = [
 ]
 
 ATTEMPTS = 2  # runs that may end a worker before the item is given up
+MARGIN = 1.5  # on the estimate that a deadline is held against: what comes later may be more urgent
 EXPIRED = "the deadline passed before the work was done"
 
 
@@ -99,6 +100,7 @@ class Engine:
         self._room = Room(config.limits)
         self._entries: set[Pending] = set()  # accepted and unfinished, waiting or running
         self._quarantine = Quarantine()
+        self.callers: Callable[[], int] = lambda: 0  # whose requests are being received, worked on or answered
         self._order = 0
         self._threads = config.threads or max(1, cores() // len(config.devices))
         self._change = Change()
@@ -175,9 +177,15 @@ class Engine:
 
     @property
     def backlog_s(self) -> float:
-        """Estimated seconds until all that is admitted now is done."""
+        """Estimated seconds until all that is admitted now, and all that is still being received, is done."""
+        arriving = max(0, self.callers() - len(self._room.open) - 1)
+        return (self._room.backlog_s + arriving * self._room.drain.request_s) * self._factor
+
+    @property
+    def _factor(self) -> float:
+        """Seconds that pass for a second of a worker's time."""
         working = sum(worker.state in ("idle", "busy") for worker in self._workers)
-        return self._room.backlog_s / max(1, working)
+        return self._room.drain.factor or 1 / max(1, working)
 
     @property
     def requests(self) -> int:
@@ -223,11 +231,12 @@ class Engine:
         return QueueFull(reason, max(1.0, math.ceil(wait_s)), self.requests, self.backlog_s)
 
     def _late_s(self, model: Hashable, pixels: int, deadline: float | None) -> float:
-        """Seconds by which the answer would come too late; 0 where nothing is known of the model's pace."""
-        if deadline is None or not self._room.paces.known(model):
+        """Seconds by which the answer would come too late. Where nothing else is done it may try: else a bad
+        estimate would never be put right."""
+        if deadline is None or not self._room.open:
             return 0.0
-        own_s = self._room.paces.seconds_for(model, pixels)
-        return max(0.0, self.backlog_s + own_s - (deadline - time.monotonic()))
+        own_s = self._room.paces.seconds_for(model, pixels) * self._factor
+        return max(0.0, MARGIN * (self.backlog_s + own_s) - (deadline - time.monotonic()))
 
     async def run(self, item: WorkItem) -> dict[str, Array]:
         """`submit`, the arrays alone."""

@@ -125,6 +125,7 @@ class Service:
         self.watch = watch
         self.tiling = Tiling(settings.memory_budget, metrics.tiles_shrunk)
         self.gate = Gate(settings.requests, settings.request_bytes)
+        engine.callers = lambda: self.gate.requests
         self.cache = Cache(settings.cache_bytes, _weight) if settings.cache_bytes else None
         metrics.watch_cache(self.cache)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.admission import Usage
+from app.admission import Drain, Usage
 from app.batching import Cancellation, Engine, Priority, QueueLimits
 from app.catalogue import Catalogue
 from app.errors import (
@@ -134,16 +134,27 @@ def test_what_has_waited_long_goes_before_what_is_more_urgent(built_repository: 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(built_repository: Path, script: Script):
     async def main() -> None:
         async with Bench(built_repository) as bench:
-            soon, usage = time.monotonic() + 1.0, Usage(1, 1_000_000, 1)
-            with bench.engine.admit(usage, "model", deadline=soon):
-                pass  # nothing is known of the model's pace, so it may try
+            admit, usage = bench.engine.admit, Usage(1, 1_000_000, 1)
             bench.engine._room.paces.record("model", 1_000_000, 0.6)
-            with bench.engine.admit(usage, "model", deadline=soon), pytest.raises(QueueFull) as caught:
-                bench.engine.admit(usage, "model", deadline=soon)  # 0.6 s each, one after the other
-            assert caught.value.reason == "deadline"
-            assert bench.recorder.shed_reasons == ["deadline"]
-            with bench.engine.admit(usage, "model", deadline=soon):
-                pass  # the first has gone
+            with admit(usage, "model", deadline=time.monotonic() + 0.1):  # nothing else is there, so it may try
+                with pytest.raises(QueueFull) as caught:  # 0.6 s each, one after the other
+                    admit(usage, "model", deadline=time.monotonic() + 1.0)
+                assert caught.value.reason == "deadline"
+                assert bench.recorder.shed_reasons == ["deadline"]
+                with admit(usage, "model", deadline=time.monotonic() + 2.0):
+                    pass
+
+    asyncio.run(main())
+
+
+def test_the_backlog_counts_requests_that_are_still_being_received(built_repository: Path, script: Script):
+    async def main() -> None:
+        async with Bench(built_repository) as bench:
+            drain = bench.engine._room.drain = Drain(iter([0.0, 1.0]).__next__)
+            drain.start()
+            drain.record(0.5)
+            bench.engine.callers = lambda: 4  # of which one asks, and none is admitted
+            assert bench.engine.backlog_s == pytest.approx(3 * 0.5 * 2)
 
     asyncio.run(main())
 

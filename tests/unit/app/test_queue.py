@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from app.admission import Paces, QueueLimits, Room, Usage
+from app.admission import Drain, Paces, QueueLimits, Room, Usage
 from app.queue import Entry, WorkQueue
 from app.work import Cancellation, Priority, WorkItem
 
@@ -164,8 +164,6 @@ def test_each_model_has_the_pace_that_was_measured_of_it():
     assert paces.seconds_for("a", 4_000_000) == pytest.approx(1.0, rel=1e-3)
     assert paces.seconds_for("b", 4_000_000) == pytest.approx(8.0, rel=1e-3)
     assert paces.seconds_for("c", 3_000_000) == pytest.approx(2.5, rel=1e-3)  # as all others together
-    assert paces.known("a")
-    assert not paces.known("c")
 
 
 def test_the_backlog_is_what_the_open_requests_still_need():
@@ -193,3 +191,20 @@ def test_cancellation_tells_each_listener_once():
     cancellation.subscribe("late", lambda: heard.append("late"))
     assert heard == ["a", "late"]
     assert cancellation.cancelled
+
+
+def test_the_drain_is_measured_while_there_is_work_alone():
+    times = iter([10.0, 12.0, 13.0, 50.0, 53.0])
+    drain = Drain(lambda: next(times))
+    assert (drain.factor, drain.request_s) == (None, 0.0)
+    drain.start()  # at 10
+    drain.record(1.0)  # at 12
+    assert (drain.factor, drain.request_s) == (2.0, 1.0)
+    drain.record(0.5)  # at 13
+    assert drain.factor == pytest.approx((0.9 * 2 + 1) / (0.9 * 1 + 0.5))
+    drain.rest()
+    drain.start()  # at 50: nothing was to be done meanwhile
+    before = drain.factor
+    drain.record(1.5)  # at 53
+    assert drain.factor == pytest.approx((0.9 * 2.8 + 3) / (0.9 * 1.4 + 1.5))
+    assert drain.factor == pytest.approx(before)
