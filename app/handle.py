@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from app.channel import Array, Arrays
-from app.workers import Done, Load, Loaded, Model, Run, WorkerProcess
+from app.workers import Done, Load, Loaded, Model, Reply, Request, Run, WorkerDeathError, WorkerProcess
 
 T = TypeVar("T")
+SMALL = 2**20  # bytes of inputs that are copied at once; more would hold up the event loop
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Patience:
 
 
 class Handle:
-    """A process from its start to its end; calls to it run in one thread, one at a time."""
+    """A process from its start to its end; calls to it are made one at a time, long ones in a thread."""
 
     def __init__(self, device: str, threads: int | None, patience: Patience, died: Callable[[], None]) -> None:
         self.loaded: dict[Model, int] = {}  # and how many items a run of it may have
@@ -36,6 +38,7 @@ class Handle:
         self._notify = died  # called once, when the process ends by itself
         self._process = WorkerProcess(device, threads)
         self._job: Future[Any] | None = None  # what the thread does
+        self._answer: asyncio.Future[bool] | None = None  # to what was asked without the thread
         self._watched: int | None = None
         self._stopped = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"worker {device}")
@@ -60,10 +63,34 @@ class Handle:
 
     async def run(self, model: Model, graph: str, items: Sequence[Arrays]) -> tuple[list[dict[str, Array]], float]:
         """Each item's outputs, and the seconds that the run took. Raises RunFailed, WorkerDeathError."""
-        call = partial(self._process.call, Run(model, graph), items, self._patience.answer_s)
-        reply, outputs = await self._in_thread(call)
+        request, limit_s = Run(model, graph), self._patience.answer_s
+        if sum(array.nbytes for item in items for array in item.values()) > SMALL:
+            reply, outputs = await self._in_thread(partial(self._process.call, request, items, limit_s))
+        else:
+            reply, outputs = await self._ask(request, items, limit_s)
         assert isinstance(reply, Done)
         return outputs, reply.run_s
+
+    async def _ask(
+        self, request: Request, items: Sequence[Arrays], limit_s: float
+    ) -> tuple[Reply, list[dict[str, Array]]]:
+        """What `WorkerProcess.call` does, without a thread: to hand a small request over takes longer than it does."""
+        loop = asyncio.get_running_loop()
+        self._answer = answer = loop.create_future()
+        self._process.send(request, items)
+        pipe = self._process.fileno()
+        loop.add_reader(pipe, _settle, answer, False)
+        timer = loop.call_later(limit_s, _settle, answer, True)
+        try:
+            late = await answer
+        finally:
+            timer.cancel()
+            loop.remove_reader(pipe)
+            os.set_blocking(pipe, True)  # uvloop does not leave it so
+        if late:
+            self._process.kill()
+            raise WorkerDeathError(f"killed after {limit_s:.0f} s without an answer")
+        return self._process.receive(len(items))
 
     async def stop(self) -> None:
         """Ends the process, a busy one at once; a second call does nothing."""
@@ -71,7 +98,8 @@ class Handle:
             return
         self._stopped = True
         self._unwatch()
-        if self._job is not None and not self._job.done():
+        asked = self._answer is not None and (self._answer.cancelled() or not self._answer.done())
+        if asked or (self._job is not None and not self._job.done()):
             self._process.kill()
         await self._in_thread(self._process.stop)
         self._executor.shutdown()
@@ -89,3 +117,8 @@ class Handle:
     async def _in_thread(self, function: Callable[[], T]) -> T:
         self._job = self._executor.submit(function)
         return await asyncio.wrap_future(self._job)
+
+
+def _settle(answer: asyncio.Future[bool], late: bool) -> None:
+    if not answer.done():
+        answer.set_result(late)

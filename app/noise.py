@@ -190,6 +190,8 @@ async def estimate(planes: Array, run: Runner, measured: Array | None = None) ->
 
 async def _estimate_plane(plane: Array, run: Runner) -> Array:
     blocks = sample_blocks(plane)  # views, copied one by one on their way
+    if len(blocks) == 1:
+        return np.asarray((await run("estimate", {"image": plane[None, None]}))["parameters"][0])
     answers = await together([run("estimate", {"image": block[None, None]}) for block in blocks])
     low, high = plane.min(), plane.max()
     weights = np.array([np.mean((block > low) & (block < high)) for block in blocks])
@@ -214,6 +216,8 @@ def first_equal(planes: Array) -> list[int]:
 
 async def together(works: Sequence[Coroutine[Any, Any, Mapping[str, Array]]]) -> list[Mapping[str, Array]]:
     """All results in order; the first failure cancels the rest, so that nothing goes on unwanted."""
+    if len(works) == 1:
+        return [await works[0]]
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         return await asyncio.gather(*tasks)

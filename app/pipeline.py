@@ -6,7 +6,6 @@ Frames are worked one by one, so that memory holds one frame of floats whatever 
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections import defaultdict
@@ -35,6 +34,7 @@ from app.noise import (
     was_trained_on,
     was_trained_on_colour,
 )
+from app.offload import offload
 from app.tiling import Tiling
 from app.tracing import span
 from models.bundle import Bundle
@@ -215,24 +215,24 @@ async def _denoise(
 ) -> tuple[Image, Record]:
     manifest, mask = bundle.manifest, measured(frame)
     with watch("prepare"):
-        planes = (await asyncio.to_thread(to_unit, frame))[0]
+        planes = (await offload(frame.pixels.size, to_unit, frame))[0]
     with watch("estimate"):
         parameters = await estimate(planes, run, mask)
         if options.sigma is not None:
             parameters = given(options.sigma / frame.values.real_per_unit, parameters, manifest)
     colour = colour_of(parameters, manifest)
     if options.strength == 0:
-        level = await asyncio.to_thread(NoiseFunction.of(parameters, manifest).level, planes, mask)
+        level = await offload(planes.size, NoiseFunction.of(parameters, manifest).level, planes, mask)
         return frame, Record(0, level, level, colour)
     with watch("restore"):
         more = {"parameters": parameters[None], "strength": np.array([options.strength], np.float32)}
         answer = await _run_tiles(planes, more, bundle, run)
         del planes
     with watch("verify"):
-        before = await asyncio.to_thread(rms, answer.pop("noise"), mask)
+        before = await offload(frame.pixels.size, rms, answer.pop("noise"), mask)
         function = NoiseFunction.of(await estimate(answer["restored"], run, mask), manifest)
     with watch("finish"):
-        return await asyncio.to_thread(_finish, frame, answer["restored"], before, function, colour)
+        return await offload(frame.pixels.size, _finish, frame, answer["restored"], before, function, colour)
 
 
 def _finish(
@@ -249,13 +249,13 @@ async def _superresolve(
     frame: Image, bundle: Bundle, options: Options, run: Runner, watch: Stopwatch
 ) -> tuple[Image, Record]:
     with watch("prepare"):
-        planes = (await asyncio.to_thread(to_unit, frame))[0]
+        planes = (await offload(frame.pixels.size, to_unit, frame))[0]
     with watch("restore"):
         answer = await _run_tiles(planes, {}, bundle, run)
         del planes
     with watch("finish"):
         scale = bundle.manifest.scale
-        restored, clipped = await asyncio.to_thread(from_unit, answer["restored"][None], frame, scale)
+        restored, clipped = await offload(answer["restored"].size, from_unit, answer["restored"][None], frame, scale)
     return restored, Record(clipped)
 
 
@@ -284,13 +284,13 @@ async def _run_plan(planes: Array, more: dict[str, Array], scale: int, run: Runn
 
     async def work() -> Mapping[str, Array]:
         for spans in tiles:
-            tile = await asyncio.to_thread(cut_tile, planes, plan, *spans)
+            tile = await offload(planes.size, cut_tile, planes, plan, *spans)
             first = first_equal(tile)
             distinct = sorted(set(first))
             found = await together([run("restore", {"image": tile[i][None, None], **more}) for i in distinct])
             for name in found[0].keys() - whole.keys():
                 whole[name] = np.empty((len(planes), plan.rows * scale, plan.columns * scale), np.float32)
-            await asyncio.to_thread(take, [found[distinct.index(i)] for i in first], spans)
+            await offload(planes.size * scale**2, take, [found[distinct.index(i)] for i in first], spans)
         return {}
 
     await together([work() for _ in range(min(plan.count, -(-run.window // len(planes))))])

@@ -26,6 +26,7 @@ from app.gate import Gate
 from app.log import event
 from app.monitoring import Metrics
 from app.negotiation import choose, formats_of, parse_accept
+from app.offload import offload
 from app.pipeline import (
     EXACT,
     Evidence,
@@ -166,7 +167,7 @@ class Service:
         restoration, run = await self._run(image, bundle, job, work)
         watch.seconds.update(restoration.timings)
         with watch("encode"):
-            data, digest = await asyncio.to_thread(_encode, restoration, format)
+            data, digest = await offload(restoration.image.pixels.size, _encode, restoration, format)
         making = self._book(job.task, image, bundle, run, watch)
         if job.options.strength:  # else no tile was run
             self._book_tiles(image, bundle, run.precision)

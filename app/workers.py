@@ -116,20 +116,41 @@ class WorkerProcess:
     ) -> tuple[Reply, list[dict[str, Array]]]:
         """Sends a request with its items and waits for the answer, which has as many.
 
-        Raises what the worker reports (BundleInvalid, BackendUnavailable, RunFailed), or WorkerDeathError.
+        Raises what `send` and `receive` raise.
         """
+        self.send(request, items)
+        if not self._ours.poll(timeout_s):
+            self.kill()
+            raise WorkerDeathError(f"killed after {timeout_s:.0f} s without an answer")
+        return self.receive(len(items))
+
+    def send(self, request: Request, items: Sequence[Arrays] = ()) -> None:
+        """Sends a request with its items. Raises WorkerDeathError."""
         try:
             self._channel.send(request, items)
-            if not self._ours.poll(timeout_s):
-                self.kill()
-                raise WorkerDeathError(f"killed after {timeout_s:.0f} s without an answer")
+        except OSError as exc:
+            raise self._death() from exc
+
+    def receive(self, count: int) -> tuple[Reply, list[dict[str, Array]]]:
+        """The answer to what was sent, with `count` items; waits for it.
+
+        Raises what the worker reports (BundleInvalid, BackendUnavailable, RunFailed, OutOfMemory), or WorkerDeathError.
+        """
+        try:
             reply, outputs = self._channel.receive()
         except (EOFError, OSError) as exc:
-            self._process.join(STOP_S)
-            raise WorkerDeathError(f"ended with status {self._process.exitcode}") from exc
+            raise self._death() from exc
         if isinstance(reply, Failed):
             raise reply.error()
-        return reply, split(outputs, len(items))
+        return reply, split(outputs, count)
+
+    def fileno(self) -> int:
+        """Readable when an answer is there, or the process has ended."""
+        return self._ours.fileno()
+
+    def _death(self) -> WorkerDeathError:
+        self._process.join(STOP_S)
+        return WorkerDeathError(f"ended with status {self._process.exitcode}")
 
     def kill(self) -> None:
         """Ends the process at once, from any thread."""

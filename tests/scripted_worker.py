@@ -16,6 +16,7 @@ from app.batching import Engine, EngineConfig, EngineObserver, Patience, WorkIte
 from app.catalogue import Catalogue
 from app.errors import RunFailed
 from app.workers import Done, Load, Loaded, Run, WorkerDeathError
+from models.errors import MedRestoreError
 
 GOOD, BAD, DEADLY = 0.0, 1.0, 2.0  # first pixel of an image: what the scripted worker does with it
 FAST = Patience(answer_s=10, restart_s=0.001, restart_max_s=0.002)
@@ -65,6 +66,30 @@ class ScriptedProcess:
         if BAD in kinds:
             raise RunFailed("scripted")
         return Done(0.01), [{"restored": image + 1} for image in images]
+
+    def send(self, request, items) -> None:
+        """Begins a call in a thread; `fileno` turns readable at its end."""
+        self._ready, ready = os.pipe()
+
+        def call() -> None:
+            try:
+                self._answer = self.call(request, items, None)
+            except (MedRestoreError, WorkerDeathError, KeyError) as exc:
+                self._answer = exc
+            os.close(ready)
+
+        self._thread = threading.Thread(target=call)
+        self._thread.start()
+
+    def fileno(self) -> int:
+        return self._ready
+
+    def receive(self, count: int):
+        self._thread.join()
+        os.close(self._ready)
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
 
     def kill(self) -> None:
         self.script.gate.set()
