@@ -14,6 +14,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from app.jobs.engine import JobEngine
 from app.log import event
 
 
@@ -28,8 +29,15 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called in place of the signal's own action."""
         if sig != signal.SIGTERM or self._app.state.draining or not self.started:
-            super().handle_exit(sig, frame)
+            self._leave(sig, frame)
             return
         self._app.state.draining = True
-        asyncio.get_running_loop().call_later(self._drain_delay_s, super().handle_exit, sig, frame)
+        asyncio.get_running_loop().call_later(self._drain_delay_s, self._leave, sig, frame)
         event("draining", delay_s=self._drain_delay_s)
+
+    def _leave(self, sig: int, frame: FrameType | None) -> None:
+        """Closes the listener; who follows a job is told that this is the end, and asks another replica."""
+        jobs = getattr(self._app.state, "jobs", None)
+        if isinstance(jobs, JobEngine):
+            jobs.close()
+        super().handle_exit(sig, frame)

@@ -128,9 +128,10 @@ def test_bf16_never_rounds_the_image_itself(built_repository: Path, side: int):
 def test_shipped_models_add_to_an_image_in_fp32(name: str, scale: int):
     backend = load_or_skip("openvino", find_bundle(SHIPPED_BUNDLES, name), "bf16")
     flat = np.full((1, 1, 64, 64), 0.70123, np.float32)  # bf16 knows 0.69921875 and 0.703125
-    more = {"parameters": np.full((1, 7), 0.01, np.float32), "strength": np.zeros(1, np.float32)} if scale == 1 else {}
+    more = {"parameters": np.full((1, 8), 0.01, np.float32), "strength": np.zeros(1, np.float32)} if scale == 1 else {}
     restored = backend.run("restore", {"image": flat, **more})["restored"]
-    assert np.abs(restored - flat[0, 0, 0, 0]).max() < 1e-5
+    # Rounded itself, the image would be 0.0019 off. Upscaling's first layer is blind to what is flat but for rounding.
+    assert np.abs(restored - flat[0, 0, 0, 0]).max() < (1e-5 if scale == 1 else 1e-3)
 
 
 @pytest.mark.parametrize("name", EXACT)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from app.admission import Usage
 from app.backends.base import Array, batch_invariant, load
 from app.batching import Engine, EngineConfig
 from app.catalogue import Catalogue
@@ -24,7 +25,7 @@ IMAGES = [image_of(noisy(1, *size, 1, seed=seed)) for seed, size in enumerate(SI
 
 
 async def one(engine: Engine, bundle: Bundle, image: Image) -> Restoration:
-    with engine.admit(*demand(image, bundle, 16)) as admission:
+    with engine.admit(Usage(*demand(image, bundle, 16))) as admission:
         run = EngineRunner(engine, bundle.digest, "fp32", admission, time.monotonic() + 60, 16)
         return await restore(image, bundle, Options(), run)
 
