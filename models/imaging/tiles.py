@@ -72,7 +72,9 @@ def plan_tiles(
     plans = [_plan(rows, columns, shape, multiple, halo, ends) for shape in (shapes if allowed is None else allowed)]
     if not any(plan.count for plan in plans):
         tried = list(shapes if allowed is None else allowed)
-        raise ValueError(f"tiles {tried} leave no room between halos of {halo} pixels on a grid of {multiple}")
+        raise ValueError(
+            f"tiles {tried} cannot cover it, or leave no room between halos of {halo} pixels on a grid of {multiple}"
+        )
     return min((plan for plan in plans if plan.count), key=_cost)
 
 

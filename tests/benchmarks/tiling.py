@@ -116,7 +116,11 @@ def main() -> int:
         for name, plane in planes.items():
             more = inputs_for(backend, bundle, plane)
             for tile in bundle.manifest.tiles:
-                found = difference(backend, bundle, plane, tile, more)
+                try:
+                    found = difference(backend, bundle, plane, tile, more)
+                except ValueError:  # the service would not take this shape either: it ends past the whole
+                    print(f"| {bundle.reference} | {name} | {tile[0]} | cannot be used | |")
+                    continue
                 worst = max(worst, found.stored)
                 told = f"{found.largest:.2g} | {found.stored} of {found.values} |"
                 print(f"| {bundle.reference} | {name} | {tile[0]} | {told}", flush=True)
