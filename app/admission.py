@@ -61,13 +61,13 @@ class Admission:
     def complete(self) -> None:
         """Learns from a request that was done whole how long its kind takes."""
         self._room.paces.record(self.model, self.pixels, self.spent_s)
-        self._room.drain.record(self.spent_s)
 
     def release(self) -> None:
         """Gives the room back; a second call does nothing."""
         if self.open:
             self._room.open.discard(self)
             self._room.used.subtract(self.usage)
+            self._room.drain.record(self.spent_s)
             if not self._room.open:
                 self._room.drain.rest()
 

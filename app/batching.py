@@ -71,7 +71,7 @@ class EngineConfig:
     limits: QueueLimits = field(default_factory=QueueLimits)
     # Of one run at most, by precision; 1 for a model whose items' bytes would depend on it, as tried when it is loaded.
     batch_items: Mapping[str, int] = field(default_factory=lambda: {"fp32": 8, "bf16": 8})
-    batch_pixels: int = 512 * 512  # of one run, unless a single item has more
+    batch_pixels: int = 2 * 256 * 256  # of one run, unless a single item has more
     ageing_s: float = 10.0  # a routine item goes before an interactive one that came this much later; bulk, twice
     patience: Patience = field(default_factory=Patience)
 
@@ -104,7 +104,7 @@ class Engine:
         self._order = 0
         self._threads = config.threads or max(1, cores() // len(config.devices))
         self._change = Change()
-        self._loader = Loader(catalogue, config.backends, config.preload, config.batch_items)
+        self._loader = Loader(catalogue, config.backends, config.preload, config.batch_items, config.batch_pixels)
         self._workers: list[Supervisor] = []
         self.succession = Succession(catalogue, self._loader, self._workers, self._new_worker, self._change)
         self._tasks: list[asyncio.Task[None]] = []
@@ -257,7 +257,8 @@ class Engine:
                 entry.future.exception()  # else asyncio reports it as unseen where the caller left just now
 
     def _accept(self, item: WorkItem) -> Pending:
-        if error := self._loader.objection(self.catalogue.by_digest(item.digest), item.precision):
+        bundle = self.catalogue.by_digest(item.digest)
+        if error := self._loader.objection(bundle, item.precision):
             raise error
         if item.admission is not None and not item.admission.open:
             raise ValueError("the item's admission was already released")
@@ -274,7 +275,9 @@ class Engine:
         self._order += 1
         now = loop.time()
         due = now + item.priority * self.config.ageing_s
-        entry = Pending(item, self._order, due, future=loop.create_future(), accepted=now, admission=own)
+        # Other shapes than those that were tried when the model was loaded might get other bytes in company.
+        alone = not any(array.shape[2:] in bundle.manifest.tiles for array in item.arrays.values())
+        entry = Pending(item, self._order, due, alone=alone, future=loop.create_future(), accepted=now, admission=own)
         self._entries.add(entry)
         self._queue.push(entry)
         if item.deadline is not None:
@@ -341,11 +344,22 @@ class Engine:
             model = Model(head.item.digest, head.item.precision)
             batch = self._queue.cut(worker.loaded.get(model, 1), self.config.batch_pixels)
             for entry in batch:
-                if _expired(entry.item):  # its timer may be late
+                if self._hopeless(entry):  # its timer may be late
                     self._finish(entry, DeadlineExceeded(EXPIRED), "expired")
             if batch := [entry for entry in batch if not entry.done]:
                 return batch
         return []
+
+    def _hopeless(self, entry: Pending) -> bool:
+        """Whether the deadline has passed, or passes before a request can be done of which nothing has run yet.
+
+        The only request may always try: else a bad estimate would never be put right.
+        """
+        admission, deadline = entry.item.admission, entry.item.deadline
+        if deadline is None:
+            return False
+        unbegun = admission is not None and not admission.spent_s and self.requests > 1
+        return deadline <= time.monotonic() + (admission.expected_s if admission and unbegun else 0.0)
 
     async def _run_batch(self, worker: Supervisor, batch: list[Pending]) -> None:
         """Completes each entry or puts it back; raises WorkerDeathError alone."""

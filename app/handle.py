@@ -53,10 +53,10 @@ class Handle:
         self._watched = self._process.sentinel
         asyncio.get_running_loop().add_reader(self._watched, self._died)
 
-    async def load(self, model: Model, folder: Path, backend: str, batch_items: int = 1) -> None:
+    async def load(self, model: Model, folder: Path, backend: str, batch_items: int = 1, batch_pixels: int = 1) -> None:
         """Loads, self-tests and warms up; a run will have at most that many items, and one where more would
         change their bytes. Raises BundleInvalid, BackendUnavailable, WorkerDeathError."""
-        request = Load(model, folder, backend, batch_items)
+        request = Load(model, folder, backend, batch_items, batch_pixels)
         reply, _ = await self._in_thread(partial(self._process.call, request, (), self._patience.load_s))
         assert isinstance(reply, Loaded)
         self.loaded[model] = reply.batch_items

@@ -32,11 +32,13 @@ class Loader:
         backends: Mapping[str, str],
         preload: tuple[str, ...],
         batch_items: Mapping[str, int],
+        batch_pixels: int,
     ) -> None:
         self._catalogue = catalogue
         self._backends = backends
         self._preload = preload
         self._batch_items = batch_items
+        self._batch_pixels = batch_pixels
         self._refused: dict[Model, BundleInvalid | BackendUnavailable] = {}
         self._strikes: Counter[Model] = Counter()
 
@@ -155,7 +157,7 @@ class Loader:
 
     async def _load(self, handle: Handle, model: Model, bundle: Bundle) -> None:
         backend, items = self._backends[model.precision], self._batch_items.get(model.precision, 1)
-        await handle.load(model, bundle.folder, backend, items)
+        await handle.load(model, bundle.folder, backend, items, self._batch_pixels)
 
     def _refuse(self, bundle: Bundle, model: Model, error: BundleInvalid | BackendUnavailable) -> None:
         event("model refused", logging.ERROR, model=bundle.reference, precision=model.precision, reason=str(error))

@@ -70,7 +70,7 @@ class Settings(BaseSettings):
         description="tiles of one run at most in exact mode; one for a model whose answers would depend on it",
     )
     batch_items_fast: PositiveInt = Field(default=8, description="the same in fast mode")
-    batch_pixels: PositiveInt = Field(default=512 * 512, description="pixels of one run at most, or a single tile")
+    batch_pixels: PositiveInt = Field(default=2 * 256 * 256, description="pixels of one run at most, or a single tile")
     ageing_s: NonNegativeFloat = Field(
         default=10.0, description="a routine tile goes before an interactive one that came this much later; bulk: twice"
     )

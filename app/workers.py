@@ -19,7 +19,7 @@ from multiprocessing import connection as pipes
 from pathlib import Path
 from typing import Any
 
-from app.backends.base import Array, Backend, batch_invariant, lacked_memory, load, self_test, warm_up
+from app.backends.base import Array, Backend, batch_invariant, lacked_memory, load, release, self_test, warm_up
 from app.channel import Arrays, Channel, split
 from app.errors import BackendUnavailable, OutOfMemory, RunFailed
 from models.bundle import read_bundle
@@ -44,6 +44,7 @@ class Load:
     folder: Path
     backend: str
     batch_items: int = 1  # wanted of one run at most
+    batch_pixels: int = 1
 
 
 @dataclass(frozen=True)
@@ -221,8 +222,10 @@ class Worker:
         backend = load(request.backend, bundle, self.device, request.model.precision, self.threads)
         self_test(backend, bundle)
         warm_up(backend, bundle)
+        keeps = batch_invariant(backend, bundle, request.batch_items, request.batch_pixels)
+        release(backend, bundle)
         self.models[request.model] = backend
-        return Loaded(request.batch_items if batch_invariant(backend, bundle, request.batch_items) else 1)
+        return Loaded(request.batch_items if keeps else 1)
 
     def _run(self, request: Run, arrays: Arrays) -> tuple[Done, dict[str, Array]]:
         start = time.perf_counter()

@@ -146,7 +146,7 @@ class Bench:
         assert self.engine.queued_items == self.engine.queued_pixels == self.engine.running_items == 0
         assert self.engine._room.used.items == 0
 
-    def item(self, tag: float = 0.0, kind: float = GOOD, side: int = 8, **options) -> WorkItem:
+    def item(self, tag: float = 0.0, kind: float = GOOD, side: int = 16, **options) -> WorkItem:
         image = np.zeros((1, 1, side, side), np.float32)
         image[0, 0, 0, :2] = kind, tag
         return WorkItem(options.pop("digest", self.digest), "restore", {"image": image}, **options)

@@ -63,6 +63,10 @@ class Backend(Protocol):
         """
         ...
 
+    def release(self, inputs: Mapping[str, Mapping[str, Array]]) -> None:
+        """Gives back the memory that past runs took; may run graphs once more, on those inputs."""
+        ...
+
 
 class Plugin(Protocol):
     """What each module of `MODULES` offers."""
@@ -142,31 +146,50 @@ def warm_up(backend: Backend, bundle: Bundle) -> None:
             backend.run(graph, inputs | {"image": np.full((1, 1, rows, columns), 0.5, np.float32)})
 
 
+def release(backend: Backend, bundle: Bundle) -> None:
+    """Gives back what warming up took: images are mostly small, and a model at rest should be so, too."""
+    golden = read_golden(bundle)
+    inputs: dict[str, dict[str, Array]] = {graph: {} for graph in bundle.manifest.graphs}
+    for key, array in golden.items():
+        graph, side, name = key.split(".", 2)
+        if side == "in":
+            inputs[graph][name] = array
+    backend.release(inputs)
+
+
 def lacked_memory(error: Exception) -> bool:
     """Whether a runtime failed for want of memory, so that a smaller run may succeed."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(words in text for words in NO_MEMORY)
 
 
-def batch_invariant(backend: Backend, bundle: Bundle, items: int) -> bool:
-    """Whether the golden input gives the same bytes alone and at any place in a batch of up to `items`, beside others.
+def batch_invariant(backend: Backend, bundle: Bundle, items: int, pixels: int) -> bool:
+    """Whether a tile gives the same bytes alone and at any place in a batch, beside others.
 
-    No runtime promises this, so it is tried on each device. Raises BundleInvalid where the golden file cannot be read.
+    No runtime promises this, so it is tried on each device, at each of the bundle's tile shapes, with up to `items`
+    tiles of up to `pixels` in all. It holds for none but those shapes: where a plane's length is odd, the next
+    one's alignment may change its last bits. Raises BundleInvalid where the golden file cannot be read.
     """
     golden = read_golden(bundle)
     for graph in sorted(bundle.manifest.graphs):
         inputs = {k.split(".", 2)[2]: v for k, v in golden.items() if k.startswith(f"{graph}.in.")}
-        other = {name: np.ascontiguousarray(array[..., ::-1]) for name, array in inputs.items() if name == "image"}
-        alone = [backend.run(graph, one) for one in (inputs, inputs | other)]
-        for count in range(2, items + 1):
-            kinds = [index % 2 for index in range(count)]
-            mixed = {
-                name: np.concatenate([(inputs | other if kind else inputs)[name] for kind in kinds]) for name in inputs
-            }
-            together = backend.run(graph, mixed)
-            for place, kind in enumerate(kinds):
-                if any(together[name][place].tobytes() != array[0].tobytes() for name, array in alone[kind].items()):
-                    return False
+        for shape in bundle.manifest.tiles:
+            tile = inputs | {"image": np.resize(inputs["image"], (1, 1, *shape)).astype(np.float32)}
+            other = tile | {"image": np.ascontiguousarray(tile["image"][..., ::-1])}
+            if not _invariant(backend, graph, [tile, other], min(items, pixels // math.prod(shape))):
+                return False
+    return True
+
+
+def _invariant(backend: Backend, graph: str, tiles: list[dict[str, Array]], most: int) -> bool:
+    """Whether each of two tiles answers the same alone and at every place of batches of 2, 3 and `most`."""
+    alone = [backend.run(graph, tile) for tile in tiles] if most > 1 else []
+    for count in sorted({n for n in (2, 3, most) if 1 < n <= most}):
+        kinds = [index % 2 for index in range(count)]
+        together = backend.run(graph, {name: np.concatenate([tiles[k][name] for k in kinds]) for name in tiles[0]})
+        for place, kind in enumerate(kinds):
+            if any(together[name][place].tobytes() != array[0].tobytes() for name, array in alone[kind].items()):
+                return False
     return True
 
 

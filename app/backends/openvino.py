@@ -64,6 +64,13 @@ class OpenVinoBackend:
             known |= outputs
         return outputs
 
+    def release(self, inputs: Mapping[str, Mapping[str, Array]]) -> None:
+        """See `app.backends.base.Backend`."""
+        for stages in self._stages.values():
+            for stage in stages:
+                for compiled in stage.compiled.values():
+                    compiled.release_memory()
+
 
 def _compile(stage: Stage, inputs: Mapping[str, Array], fixed: bool) -> Any:
     shapes = tuple(sorted((name, array.shape) for name, array in inputs.items()))

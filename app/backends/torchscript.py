@@ -48,6 +48,9 @@ class TorchScriptBackend:
         outputs = result if isinstance(result, tuple) else (result,)
         return {name: value.cpu().numpy() for name, value in zip(OUTPUTS[graph], outputs, strict=False)}
 
+    def release(self, inputs: Mapping[str, Mapping[str, Array]]) -> None:
+        """See `app.backends.base.Backend`: PyTorch keeps none on the CPU."""
+
 
 def unavailable() -> str | None:
     """Why PyTorch cannot be used here, or None."""

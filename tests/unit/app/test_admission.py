@@ -46,7 +46,7 @@ def test_the_backlog_counts_requests_that_are_still_being_received(built_reposit
 
 @pytest.mark.parametrize(
     ("limits", "reason"),
-    [(QueueLimits(items=2), "items"), (QueueLimits(pixels=128), "pixels"), (QueueLimits(bytes=512), "bytes")],
+    [(QueueLimits(items=2), "items"), (QueueLimits(pixels=512), "pixels"), (QueueLimits(bytes=2048), "bytes")],
 )
 def test_a_full_queue_refuses_and_says_when_to_return(
     built_repository: Path, script: Script, limits: QueueLimits, reason: str
@@ -88,7 +88,7 @@ def test_retry_after_grows_with_the_pixels_that_wait_and_shrinks_with_workers(bu
 def test_an_admitted_request_is_never_refused_in_its_middle(built_repository: Path, script: Script):
     async def main() -> None:
         async with Bench(built_repository, limits=QueueLimits(items=3)) as bench:
-            with bench.engine.admit(Usage(3, 3 * 64, 3 * 256)) as admission:
+            with bench.engine.admit(Usage(3, 3 * 256, 3 * 1024)) as admission:
                 with pytest.raises(QueueFull):
                     await bench.engine.submit(bench.item(9))
                 for tag in (0, 1, 2):

@@ -52,7 +52,7 @@ def test_a_lone_item_goes_at_once_and_batches_form_while_the_worker_is_busy(buil
             await until(lambda: script.runs == [[0]])
             tasks += bench.submit(1, 2, 3, 4)
             await until(lambda: bench.engine.queued_items == 4)
-            assert bench.engine.queued_pixels == 4 * 64
+            assert bench.engine.queued_pixels == 4 * 256
             assert bench.engine.running_items == 1
             assert bench.engine.backlog_s > 0
             script.gate.set()
@@ -78,14 +78,23 @@ def test_items_whose_bytes_depend_on_their_batch_run_alone(built_repository: Pat
     asyncio.run(main())
 
 
+def test_only_tiles_share_a_run(built_repository: Path, script: Script):
+    async def main() -> None:
+        async with Bench(built_repository, batch_items={"fp32": 8}) as bench:
+            await asyncio.gather(*bench.submit(1, 2), *bench.submit(3, 4, side=15))
+            assert script.runs == [[1, 2], [3], [4]]  # a frame of odd size might get other bytes in company
+
+    asyncio.run(main())
+
+
 def test_a_batch_never_mixes_shapes_and_stays_within_its_pixels(built_repository: Path, script: Script):
     async def main() -> None:
-        async with Bench(built_repository, batch_items={"fp32": 8}, batch_pixels=3 * 64) as bench:
+        async with Bench(built_repository, batch_items={"fp32": 8}, batch_pixels=3 * 256) as bench:
             script.gate.clear()
             tasks = bench.submit(0)
             await until(lambda: script.runs == [[0]])
             for tag in (1, 2, 3, 4):
-                tasks += bench.submit(tag) + bench.submit(10 + tag, side=16)
+                tasks += bench.submit(tag) + bench.submit(10 + tag, side=32)
             await until(lambda: bench.engine.queued_items == 8)
             script.gate.set()
             await asyncio.gather(*tasks)

@@ -65,7 +65,7 @@ def test_batch_mates_and_other_sizes_change_no_byte(built_repository: Path) -> N
 @pytest.mark.parametrize("name", ["tiny", "tiny-x2"])
 def test_a_sound_runtime_passes_the_check_of_batches(built_repository: Path, name: str) -> None:
     bundle = find_bundle(built_repository, name)
-    assert batch_invariant(load("onnx", bundle, "cpu", "fp32", 1), bundle, 3)
+    assert batch_invariant(load("onnx", bundle, "cpu", "fp32", 1), bundle, 3, 1 << 20)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -83,5 +83,5 @@ def test_a_batch_that_changes_the_last_bit_of_one_item_is_found(built_repository
                 last[:] = np.nextafter(last, np.float32(9))
             return found
 
-    assert not batch_invariant(Fickle(), bundle, 3)
-    assert batch_invariant(Fickle(), bundle, 1)
+    assert not batch_invariant(Fickle(), bundle, 3, 1 << 20)
+    assert batch_invariant(Fickle(), bundle, 1, 1 << 20)
