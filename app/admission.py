@@ -44,6 +44,7 @@ class Admission:
         self.pixels = pixels  # of the whole request, however few of them wait at one time
         self.expected_s = room.paces.seconds_for(model, pixels)  # of a worker's time
         self.spent_s = 0.0
+        self.since = time.monotonic()
         self.position = len(room.open)  # requests that were there before
         self.wait_s = room.backlog_s  # of one worker, before this one's turn
         self._room = room

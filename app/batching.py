@@ -219,24 +219,24 @@ class Engine:
             what, share = overflow
             raise self.full(what, share * self.backlog_s)
         pixels = usage.pixels if pixels is None else pixels
-        late_s = self._late_s(model, pixels, deadline)
+        self.refuse_late(deadline, self._room.paces.seconds_for(model, pixels))
+        return self._room.take(usage, model, pixels)
+
+    def refuse_late(self, deadline: float | None, work_s: float | None = None) -> None:
+        """Raises QueueFull where an answer would come too late that takes `work_s` of a worker's time, or as much as
+        others did. Where nothing else is done it may try: else a bad estimate would never be put right."""
+        if deadline is None or not self._room.open:
+            return
+        own_s = self._room.drain.request_s if work_s is None else work_s
+        late_s = MARGIN * (self.backlog_s + own_s * self._factor) - (deadline - time.monotonic())
         if late_s > 0:
             raise self.full("deadline", late_s)
-        return self._room.take(usage, model, pixels)
 
     def full(self, reason: str, retry_after_s: float | None = None) -> QueueFull:
         """The error for a request that has no room now, counted as shed."""
         self.observer.shed(reason)
         wait_s = self.backlog_s if retry_after_s is None else retry_after_s
         return QueueFull(reason, max(1.0, math.ceil(wait_s)), self.requests, self.backlog_s)
-
-    def _late_s(self, model: Hashable, pixels: int, deadline: float | None) -> float:
-        """Seconds by which the answer would come too late. Where nothing else is done it may try: else a bad
-        estimate would never be put right."""
-        if deadline is None or not self._room.open:
-            return 0.0
-        own_s = self._room.paces.seconds_for(model, pixels) * self._factor
-        return max(0.0, MARGIN * (self.backlog_s + own_s) - (deadline - time.monotonic()))
 
     async def run(self, item: WorkItem) -> dict[str, Array]:
         """`submit`, the arrays alone."""
@@ -273,11 +273,16 @@ class Engine:
             raise NotReady(self.reason)
         loop = asyncio.get_running_loop()
         self._order += 1
-        now = loop.time()
-        due = now + item.priority * self.config.ageing_s
+        admission = own or item.admission
+        # All of a request's work is due when the request came, so that requests are finished one after the other;
+        # else all would progress together, and be late together.
+        since = admission.since if admission else time.monotonic()
+        due = since + item.priority * self.config.ageing_s
         # Other shapes than those that were tried when the model was loaded might get other bytes in company.
         alone = not any(array.shape[2:] in bundle.manifest.tiles for array in item.arrays.values())
-        entry = Pending(item, self._order, due, alone=alone, future=loop.create_future(), accepted=now, admission=own)
+        entry = Pending(
+            item, self._order, due, alone=alone, future=loop.create_future(), accepted=loop.time(), admission=own
+        )
         self._entries.add(entry)
         self._queue.push(entry)
         if item.deadline is not None:

@@ -137,8 +137,7 @@ class Service:
         choose(job.accept, OUTPUTS)
         if self.engine.reason is not None:
             raise NotReady(self.engine.reason)
-        if job.deadline is not None and (late_s := self.engine.backlog_s - (job.deadline - time.monotonic())) > 0:
-            raise self.engine.full("deadline", late_s)
+        self.engine.refuse_late(job.deadline)
         return bundle
 
     async def restore(self, job: Job, upload: Upload) -> Product:

@@ -65,10 +65,10 @@ class QueueMachine(RuleBasedStateMachine):
         priority=st.sampled_from(Priority),
         alone=st.booleans(),
         precision=st.sampled_from(["fp32", "bf16"]),
+        due=st.integers(0, 9),
     )
-    def push(self, side: int, priority: Priority, alone: bool, precision: str) -> Entry:
+    def push(self, side: int, priority: Priority, alone: bool, precision: str, due: float) -> Entry:
         self.order += 1
-        due = self.order + 7.0 * priority
         entry = Entry(item(side, priority=priority, precision=precision), self.order, due, alone=alone)
         self.queue.push(entry)
         self.model.append(entry)
