@@ -27,7 +27,8 @@ bench: .venv/bench.stamp  ## codecs; each backend and precision beside DnCNN; th
 	$(BIN)/python -m tests.benchmarks.speed $(BENCH)
 	$(BIN)/python -m tests.benchmarks.serving $(SERVING)
 
-faults: .venv/dev.stamp  ## hang-ups, overload, kills, swaps, drain, soak, determinism, large images; half an hour
+faults: .venv/dev.stamp  ## seams of tiles; then hang-ups, overload, kills, swaps, drain, soak, determinism, large images
+	$(BIN)/python -m tests.benchmarks.tiling
 	$(BIN)/python -m tests.benchmarks.faults $(or $(FAULTS),all)
 
 train: .venv/dev.stamp  ## e.g. make train CONFIG=superresolve-x2 DATA=../images TRAIN="--threads 2"
