@@ -38,15 +38,17 @@ class Usage:
 class Admission:
     """Room for one request, given back when its `with` block ends (or `release` is called)."""
 
-    def __init__(self, room: Room, usage: Usage, model: Hashable, pixels: int) -> None:
+    def __init__(self, room: Room, usage: Usage, model: Hashable, pixels: int, background: bool) -> None:
         self.usage = usage
+        self.background = background  # what somebody waits for goes before it, so that it makes none of that late
         self.model = model
         self.pixels = pixels  # of the whole request, however few of them wait at one time
         self.expected_s = room.paces.seconds_for(model, pixels)  # of a worker's time
         self.spent_s = 0.0
+        self.begun = False  # a part of it runs, or has run
         self.since = time.monotonic()
-        self.position = len(room.open)  # requests that were there before
-        self.wait_s = room.backlog_s  # of one worker, before this one's turn
+        self.position = len(room.awaited)  # requests that were there before
+        self.wait_s = 0.0  # estimate of how long those would take
         self._room = room
 
     @property
@@ -68,8 +70,9 @@ class Admission:
         if self.open:
             self._room.open.discard(self)
             self._room.used.subtract(self.usage)
-            self._room.drain.record(self.spent_s)
-            if not self._room.open:
+            if not self.background:
+                self._room.drain.record(self.spent_s)
+            if not self._room.awaited:
                 self._room.drain.rest()
 
     def __enter__(self) -> Admission:
@@ -92,7 +95,12 @@ class Room:
     @property
     def backlog_s(self) -> float:
         """Seconds that one worker needs for all that is admitted."""
-        return sum(admission.left_s for admission in self.open)
+        return sum(admission.left_s for admission in self.awaited)
+
+    @property
+    def awaited(self) -> list[Admission]:
+        """Requests that somebody waits for."""
+        return [admission for admission in self.open if not admission.background]
 
     def overflow(self, wanted: Usage) -> tuple[str, float] | None:
         """What has no room for `wanted` now, and the share of the work at hand that must finish
@@ -103,10 +111,12 @@ class Room:
                 return name, min(1.0, (used + asked - limit) / used)
         return None
 
-    def take(self, wanted: Usage, model: Hashable = None, pixels: int | None = None) -> Admission:
+    def take(
+        self, wanted: Usage, model: Hashable = None, pixels: int | None = None, background: bool = False
+    ) -> Admission:
         """Books the room, whether or not it is there."""
-        admission = Admission(self, wanted, model, wanted.pixels if pixels is None else pixels)
-        if not self.open:
+        admission = Admission(self, wanted, model, wanted.pixels if pixels is None else pixels, background)
+        if not (background or self.awaited):
             self.drain.start()
         self.used.add(wanted)
         self.open.add(admission)
@@ -157,6 +167,8 @@ class Drain:
 
     def record(self, work_s: float) -> None:
         """A request is done that took that much of a worker's time."""
+        if not work_s:
+            return  # withdrawn before anything was done: it tells nothing
         now = self._clock()
         if self._since is not None:
             self._wall_s = MEMORY * self._wall_s + now - self._since

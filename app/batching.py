@@ -178,7 +178,7 @@ class Engine:
     @property
     def backlog_s(self) -> float:
         """Estimated seconds until all that is admitted now, and all that is still being received, is done."""
-        arriving = max(0, self.callers() - len(self._room.open) - 1)
+        arriving = max(0, self.callers() - self.requests - 1)
         return (self._room.backlog_s + arriving * self._room.drain.request_s) * self._factor
 
     @property
@@ -190,7 +190,7 @@ class Engine:
     @property
     def requests(self) -> int:
         """Requests that are admitted and not yet answered."""
-        return len(self._room.open)
+        return len(self._room.awaited)
 
     def supports(self, bundle: Bundle, precision: str) -> bool:
         """Whether `submit` would take the precision; one not yet loaded may still turn out to be refused."""
@@ -204,11 +204,13 @@ class Engine:
         model: Hashable = None,
         pixels: int | None = None,
         deadline: float | None = None,
+        background: bool = False,
     ) -> Admission:
         """Books room for a whole request, so that it is refused before its first tile or not at all.
 
         `usage` is what it has in the queue at most, `pixels` the size of the whole request, by which, and by
-        the `model`, the time is told that it takes; `deadline` is in seconds of `time.monotonic()`.
+        the `model`, the time is told that it takes; `deadline` is in seconds of `time.monotonic()`. Nobody
+        waits for what is in the `background`.
         Hand it to each of the request's items, and leave its `with` block when they are done. Raises
         QueueFull, NotReady.
         """
@@ -220,12 +222,14 @@ class Engine:
             raise self.full(what, share * self.backlog_s)
         pixels = usage.pixels if pixels is None else pixels
         self.refuse_late(deadline, self._room.paces.seconds_for(model, pixels))
-        return self._room.take(usage, model, pixels)
+        wait_s, admission = self.backlog_s, self._room.take(usage, model, pixels, background)
+        admission.wait_s = wait_s
+        return admission
 
     def refuse_late(self, deadline: float | None, work_s: float | None = None) -> None:
         """Raises QueueFull where an answer would come too late that takes `work_s` of a worker's time, or as much as
         others did. Where nothing else is done it may try: else a bad estimate would never be put right."""
-        if deadline is None or not self._room.open:
+        if deadline is None or not self.requests:
             return
         own_s = self._room.drain.request_s if work_s is None else work_s
         late_s = MARGIN * (self.backlog_s + own_s * self._factor) - (deadline - time.monotonic())
@@ -268,7 +272,10 @@ class Engine:
         if self._quarantine.holds(item):
             self.observer.shed("quarantined")
             raise Quarantined("two workers died while they ran this image; it is not tried again")
-        own = self.admit(usage, Model(item.digest, item.precision)) if item.admission is None else None
+        own = None
+        if item.admission is None:
+            model, background = Model(item.digest, item.precision), item.priority is Priority.BULK
+            own = self.admit(usage, ("tile", model, item.graph), background=background)
         if self.reason is not None:
             raise NotReady(self.reason)
         loop = asyncio.get_running_loop()
@@ -352,6 +359,9 @@ class Engine:
                 if self._hopeless(entry):  # its timer may be late
                     self._finish(entry, DeadlineExceeded(EXPIRED), "expired")
             if batch := [entry for entry in batch if not entry.done]:
+                for entry in batch:
+                    if entry.item.admission:
+                        entry.item.admission.begun = True
                 return batch
         return []
 
@@ -363,17 +373,19 @@ class Engine:
         admission, deadline = entry.item.admission, entry.item.deadline
         if deadline is None:
             return False
-        unbegun = admission is not None and not admission.spent_s and self.requests > 1
-        return deadline <= time.monotonic() + (admission.expected_s if admission and unbegun else 0.0)
+        needed_s = 0.0
+        if admission is not None and not admission.begun and self.requests > 1:
+            needed_s = admission.expected_s * min(1.0, self._factor)
+        return deadline <= time.monotonic() + needed_s
 
     async def _run_batch(self, worker: Supervisor, batch: list[Pending]) -> None:
         """Completes each entry or puts it back; raises WorkerDeathError alone."""
         head = batch[0].item
         model = Model(head.digest, head.precision)
-        for entry in batch:
-            entry.attempts += 1
         try:
             await self._loader.load(worker.handle, model)
+            for entry in batch:
+                entry.attempts += 1
             started = asyncio.get_running_loop().time()
             outputs, run_s = await worker.run(model, head.graph, [entry.item.arrays for entry in batch])
             self._answer(worker, batch, outputs, run_s, started)

@@ -80,7 +80,11 @@ class Channel:
             return None
         capacity = max(SMALLEST, 1 << (size - 1).bit_length()) if size <= KEPT else size
         descriptor = _anonymous_file(capacity)
-        self._ours = mmap(descriptor, capacity)
+        try:
+            self._ours = mmap(descriptor, capacity)
+        except BaseException:
+            os.close(descriptor)
+            raise
         return descriptor
 
     def _write(self, dtype: str, shape: tuple[int, ...], offset: int, parts: list[Array]) -> None:
@@ -97,8 +101,10 @@ def split(arrays: Arrays, count: int) -> list[dict[str, Array]]:
 
 def _view(region: mmap | None, dtype: str, shape: tuple[int, ...], offset: int) -> Array:
     count = int(np.prod(shape))
-    if region is None or not count:
+    if not count:
         return np.empty(shape, dtype)
+    if region is None:
+        raise OSError("arrays were announced, and no memory that holds them has come")
     return np.frombuffer(region, dtype, count, offset).reshape(shape)
 
 
@@ -113,5 +119,9 @@ def _anonymous_file(size: int) -> int:
     else:
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, size)
+    try:
+        os.ftruncate(descriptor, size)
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor

@@ -88,8 +88,8 @@ class Loader:
         for model in [model for model in worker.loaded if model not in handle.loaded]:
             try:
                 bundle = self._catalogue.by_digest(model.digest)
-            except BundleNotFound:
-                continue  # no request can need it any more
+            except (BundleNotFound, BundleInvalid):
+                continue  # no request can need it any more, or have it
             try:
                 await self._load(handle, model, bundle)
             except (BundleError, BackendUnavailable, WorkerDeathError) as exc:
@@ -154,6 +154,7 @@ class Loader:
             if self._strikes[model] >= STRIKES:
                 self._refuse(bundle, model, BundleInvalid(f"loading it ended the worker {STRIKES} times"))
             raise
+        self._strikes.pop(model, None)
 
     async def _load(self, handle: Handle, model: Model, bundle: Bundle) -> None:
         backend, items = self._backends[model.precision], self._batch_items.get(model.precision, 1)

@@ -21,7 +21,7 @@ class Entry:
     order: int  # of acceptance; unique
     due: float = 0.0  # seconds of any one clock: the smaller goes first
     attempts: int = 0  # runs begun
-    alone: bool = False  # shares no run, because one has failed; set while it is not waiting
+    alone: bool = False  # shares no run: one has failed, or its shape was not tried; set while it is not waiting
     key: Hashable = field(init=False)
     pixels: int = field(init=False)
 

@@ -163,7 +163,8 @@ class Service:
         async def work(run: EngineRunner) -> Restoration:
             return await restore(image, bundle, job.options, run, self.settings.limits)
 
-        restoration, run = await self._run(image, bundle, job, work)
+        kind = "restore" if job.options.strength else "estimate"
+        restoration, run = await self._run(image, bundle, job, kind, work)
         watch.seconds.update(restoration.timings)
         with watch("encode"):
             data, digest = await offload(restoration.image.pixels.size, _encode, restoration, format)
@@ -183,7 +184,7 @@ class Service:
             return await analyse(image, bundle, run)
 
         with watch("analyse"):
-            report, run = await self._run(image, bundle, job, work)
+            report, run = await self._run(image, bundle, job, "analyse", work)
         return Report(report, self._book("analyze", image, bundle, run, watch))
 
     def window(self, image: Image, bundle: Bundle, precision: str) -> int:
@@ -193,15 +194,19 @@ class Service:
         return self.tiling.window(bundle, plan, self.settings.tiles_in_flight)
 
     async def _run(
-        self, image: Image, bundle: Bundle, job: Job, work: Callable[[EngineRunner], Awaitable[T]]
+        self, image: Image, bundle: Bundle, job: Job, kind: str, work: Callable[[EngineRunner], Awaitable[T]]
     ) -> tuple[T, EngineRunner]:
-        """Does the work with room in the queue held for it; in exact mode where the fast one is not to be had."""
+        """Does the work with room in the queue held for it; in exact mode where the fast one is not to be had.
+
+        How long work of its `kind` takes with a model is learned from it.
+        """
         precision = choose_precision(image, job.precision, self.settings.fast_for_8_bit)
         if not self.engine.supports(bundle, precision):
             precision = EXACT
         window = self.window(image, bundle, precision)
-        usage, model = Usage(*demand(image, bundle, window, self.tiling)), Model(bundle.digest, precision)
-        with self.engine.admit(usage, model, image.pixels.size, job.deadline) as admission:
+        usage = Usage(*demand(image, bundle, window, self.tiling))
+        model, background = (Model(bundle.digest, precision), kind), job.priority is Priority.BULK
+        with self.engine.admit(usage, model, image.pixels.size, job.deadline, background) as admission:
             deadline = time.monotonic() + self.settings.timeout_s
             deadline = deadline if job.deadline is None else min(deadline, job.deadline)
             shared = self.engine, bundle.digest, precision, admission
@@ -214,7 +219,7 @@ class Service:
                 if precision == EXACT:
                     raise
                 event("no fast mode, exact mode serves", logging.WARNING, model=bundle.reference, reason=str(exc))
-        return await self._run(image, bundle, replace(job, precision="exact"), work)
+        return await self._run(image, bundle, replace(job, precision="exact"), kind, work)
 
     def _book(self, task: str, image: Image, bundle: Bundle, run: EngineRunner, watch: Stopwatch) -> Making:
         timings = watch.seconds | run.timings

@@ -32,7 +32,7 @@ class Succession:
         self._workers = workers
         self._spare = spare
         self._change = change
-        self._kept: frozenset[Model] = frozenset()  # models that were to go from some worker
+        self._kept: dict[Supervisor, frozenset[Model]] = {}  # models that were to go, and may be there still
 
     async def take_up(self, bundle: Bundle) -> None:
         """Makes a bundle ready to be offered, which is left to the caller: every worker gets a new process that
@@ -60,15 +60,20 @@ class Succession:
         """Gives each worker that holds what no request can need any more a new process without it."""
         for worker in self._workers:
             stale = self._loader.stale(worker)
-            if worker.usable and stale - self._kept:
-                self._kept |= stale  # one try
+            if worker.usable and stale - self._kept.get(worker, frozenset()):
+                self._kept[worker] = stale  # one try
                 with suppress(WorkerDeathError):
                     await self._replace(worker, await worker.prepare(_nothing))
 
     async def _replace(self, worker: Supervisor, handle: Handle) -> None:
         """Puts a new process in the place of the worker's, once its present batch is done; not where it could not
         serve all that the old one does, or the worker serves nobody."""
-        if not (worker.usable and await self._loader.refill(handle, worker)):
+        try:
+            fit = worker.usable and await self._loader.refill(handle, worker)
+        except BaseException:
+            await handle.stop()
+            raise
+        if not fit:
             await handle.stop()
             return
         await worker.succeed(handle)

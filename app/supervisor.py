@@ -88,20 +88,18 @@ class Supervisor:
         """
         delay = self._patience.restart_s
         while True:
-            warm = False
             try:
                 if not await self._take_successor():
                     self._handle = self._new()
                     await self._handle.start()
                     if not self._was_warm:  # else what is asked for is loaded first
                         await warm_up(self._handle)
-                warm = self._was_warm = True
-                self._failed_starts = 0
+                self._was_warm = True
                 self._enter("idle")
                 while True:
                     await turn(self)
                     await self._take_successor()
-                    delay = self._patience.restart_s
+                    self._failed_starts, delay = 0, self._patience.restart_s
             except BackendUnavailable as exc:
                 await self._end()
                 self._enter("failed", str(exc))
@@ -112,7 +110,7 @@ class Supervisor:
                 event(
                     "worker died", logging.WARNING, device=self.device, **({"reason": reason} if died else places(exc))
                 )
-            self._failed_starts += not warm
+            self._failed_starts += 1
             self.restarts += 1
             self._enter("failed" if self._failed_starts >= FAILED_STARTS else "restarting", reason)
             restarted(self.device)
@@ -168,6 +166,7 @@ class Supervisor:
         if successor is None or successor.dead:
             if successor is not None:
                 await successor.stop()
+                self._changed()
             return False
         before, self._handle = self._handle, successor
         self._changed()
@@ -177,8 +176,11 @@ class Supervisor:
 
     async def _end(self) -> None:
         handle, self._handle = self._handle, None
-        if handle is not None:
-            await handle.stop()
+        try:
+            if handle is not None:
+                await handle.stop()
+        except Exception as exc:  # noqa: BLE001 (a new process must be started whatever became of the old one)
+            event("worker not ended", logging.ERROR, device=self.device, **places(exc))
 
     def _enter(self, state: str, detail: str = "") -> None:
         self.state, self.detail = state, detail

@@ -157,6 +157,8 @@ def _npy(tensor: _Input, rest: memoryview) -> bytes:
 
 def _from_json(data: list[Any], shape: list[int], dtype: np.dtype[Any]) -> bytes:
     """Values that were given flat or nested, in row-major order; none is rounded to an integer, or wrapped."""
+    if not _numbers(data):  # one long text among them would make every value as long
+        raise InvalidBody(f"the data of {INPUT!r} must be numbers, integers for an integer datatype, flat or nested")
     try:
         array = np.asarray(data)
     except ValueError as exc:
@@ -170,3 +172,8 @@ def _from_json(data: list[Any], shape: list[int], dtype: np.dtype[Any]) -> bytes
         raise InvalidBody(f"the data of {INPUT!r} are beyond the range of its datatype")
     with np.errstate(over="ignore"):  # beyond the largest float is infinity, which decoding refuses
         return array.astype(dtype).tobytes()
+
+
+def _numbers(data: list[Any]) -> bool:
+    """Whether nested lists hold nothing but numbers."""
+    return all(_numbers(value) if isinstance(value, list) else type(value) in (int, float) for value in data)

@@ -38,7 +38,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Load:
-    """Load and self-test a bundle, and run it once at each of its tile shapes."""
+    """Load and self-test a bundle, run it once at each of its tile shapes, and try what batches do to its bytes."""
 
     model: Model
     folder: Path
@@ -129,7 +129,7 @@ class WorkerProcess:
         """Sends a request with its items. Raises WorkerDeathError."""
         try:
             self._channel.send(request, items)
-        except OSError as exc:
+        except Exception as exc:
             raise self._death() from exc
 
     def receive(self, count: int) -> tuple[Reply, list[dict[str, Array]]]:
@@ -139,7 +139,7 @@ class WorkerProcess:
         """
         try:
             reply, outputs = self._channel.receive()
-        except (EOFError, OSError) as exc:
+        except Exception as exc:
             raise self._death() from exc
         if isinstance(reply, Failed):
             raise reply.error()
@@ -150,6 +150,9 @@ class WorkerProcess:
         return self._ours.fileno()
 
     def _death(self) -> WorkerDeathError:
+        """How the process ended, or that it was ended here, since it cannot be talked to."""
+        self._process.join(STOP_S)
+        self.kill()
         self._process.join(STOP_S)
         return WorkerDeathError(f"ended with status {self._process.exitcode}")
 

@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from app.errors import DiskFull, JobsUnavailable
@@ -67,7 +67,7 @@ class JobFolder:
     @contextmanager
     def promise(self, bytes: int) -> Iterator[None]:
         """Holds room for files that are about to grow by so many bytes. Raises DiskFull."""
-        used = self._promised + sum(map(_size, self.root.rglob("*")))
+        used = self._promised + _bytes_below(self.root)
         if used + bytes > self._budget:
             raise DiskFull(f"the jobs hold {used} of the {self._budget} bytes that they may hold", FULL_RETRY_S)
         if shutil.disk_usage(self.root).free - self._promised - bytes < self._keep_free:
@@ -79,12 +79,14 @@ class JobFolder:
             self._promised -= bytes
 
 
-def _size(path: Path) -> int:
-    """Bytes of a file, 0 of one that has just gone."""
-    try:
-        return path.stat().st_size if path.is_file() else 0
-    except FileNotFoundError:
-        return 0
+def _bytes_below(root: Path) -> int:
+    """Bytes of all files below a folder; what goes meanwhile counts nothing."""
+    total = 0
+    for folder, _, names in os.walk(root):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(folder, name)).st_size
+    return total
 
 
 def private_file(path: Path) -> Path:

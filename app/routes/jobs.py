@@ -44,7 +44,7 @@ KEY_LENGTH = 200
 RETRY_LEAST_S, RETRY_MOST_S = 1.0, 60.0
 KEEP_ALIVE_S = 15.0  # proxies close streams that are silent for longer
 
-Key = Annotated[str | None, Header(max_length=KEY_LENGTH, description="the same key gives the same job")]
+Key = Annotated[str | None, Header(min_length=1, max_length=KEY_LENGTH, description="the same key gives the same job")]
 
 
 @router.post("", status_code=202, openapi_extra=IMAGE_BODY, responses=JOB_ACCEPTED)
@@ -111,7 +111,7 @@ async def get_result(request: Request, job_id: str, _: Annotated[NoQuery, Query(
     if job.state is not State.DONE or job.outcome is None:
         raise NoResult(job.state, None if job.state.final else _retry_after_s(job))
     digest = job.outcome["content_digest"]
-    headers = {**fact_headers(job.outcome["facts"]), "Repr-Digest": digest}
+    headers = {**fact_headers(job.outcome["facts"]), "Repr-Digest": digest, "Cache-Control": "no-store"}
     if "range" not in request.headers:
         headers["Content-Digest"] = digest
     path = engine_of(request).folder.of(job.id) / RESULT

@@ -85,7 +85,7 @@ def _open(file: BinaryIO, limits: Limits, whole: Limits, hint: str | None) -> Fr
     elif format == "dicom":
         from models.imaging.dicom import open_dicom_frames
 
-        frames = open_dicom_frames(file, limits)
+        frames = open_dicom_frames(file, limits, whole)
     if frames is None:
         file.seek(0)
         if size > whole.bytes:

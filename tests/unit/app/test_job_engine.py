@@ -180,6 +180,7 @@ def test_a_job_survives_deaths_but_not_any_number_of_them(tmp_path: Path) -> Non
     async def work() -> None:
         async with engine(tmp_path, endless) as jobs:
             job = await submit(jobs)
+            await started(jobs, job.id)
         seen = Seen()
         for deaths in (1, 2):
             die(tmp_path)
@@ -193,6 +194,27 @@ def test_a_job_survives_deaths_but_not_any_number_of_them(tmp_path: Path) -> Non
             assert ended.problem is not None
             assert ended.problem["type"].endswith("job-abandoned")
             assert "3 times" in ended.problem["detail"]
+
+    run(work)
+
+
+def test_progress_gives_a_job_all_its_deaths_anew(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with engine(tmp_path, endless) as jobs:
+            job = await submit(jobs)
+            await started(jobs, job.id)
+        for progress in range(2, 7):
+
+            async def further(run: Run, progress: int = progress) -> dict[str, Any]:
+                await run.progress(progress, 100)
+                return await endless(run)
+
+            die(tmp_path)
+            async with engine(tmp_path, further) as jobs:
+                async for now in jobs.watch(job.id, 60):
+                    if now.progress >= progress:
+                        break
+                assert (await jobs.get(job.id)).state == State.RUNNING
 
     run(work)
 

@@ -135,3 +135,15 @@ def test_missing_compressed_frames_show_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(CorruptImage) as single, open_frames(tmp_path / "in", LIMITS, LIMITS) as frames:
         frames.check()
     assert str(single.value) == str(whole_error.value)
+
+
+def test_a_header_that_is_larger_than_memory_may_hold_is_refused(tmp_path: Path) -> None:
+    dataset = dataset_of(np.zeros((32, 32), np.uint16))
+    dataset.add_new(0x00090010, "LO", "TEST")
+    dataset.add_new(0x00091001, "OB", bytes(3_000_000))
+    path = tmp_path / "large.dcm"
+    path.write_bytes(file_of(dataset))
+    with pytest.raises(ImageTooLarge, match="beside the pixels"), open_frames(path, Limits(), Limits(bytes=2**21)):
+        pass
+    with open_frames(path, Limits(), Limits(bytes=2**23)) as frames:
+        assert frames.read(0).pixels.shape == (1, 32, 32, 1)
