@@ -9,7 +9,7 @@ class EngineObserver:
     """Called on the event loop for metrics; override what is published."""
 
     def shed(self, reason: str) -> None:
-        """Refused: "items", "pixels", "bytes", "requests", "request bytes", "deadline", "quarantined" or "not_ready"."""
+        """Refused: what `QueueFull.reason` may be, or "quarantined" or "not_ready"."""
 
     def batch_ran(self, device: str, items: int, pixels: int, fill: float, run_s: float) -> None:
         """A graph ran once; `fill` is its share of the items that it might have had."""
