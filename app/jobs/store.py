@@ -167,14 +167,12 @@ class Store:
         )
 
     def advance(self, id: str, progress: int, total: int) -> Job | None:
-        """Notes the progress of a running job, which gives it all its attempts anew; None where it runs no more."""
+        """Notes the progress of a running job, which forgives it all deaths; None where it runs no more."""
         return self._one(
-            "UPDATE job SET progress = ?, total = ?, attempts = CASE WHEN ? > progress THEN 1 ELSE attempts END, "
-            "deaths = CASE WHEN ? > progress THEN 0 ELSE deaths END, revision = revision + 1 "
+            "UPDATE job SET progress = ?, total = ?, deaths = CASE WHEN ? > progress THEN 0 ELSE deaths END, revision = revision + 1 "
             "WHERE id = ? AND state = 'running' RETURNING *",
             progress,
             total,
-            progress,
             progress,
             id,
         )
