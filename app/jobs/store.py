@@ -169,8 +169,8 @@ class Store:
     def advance(self, id: str, progress: int, total: int) -> Job | None:
         """Notes the progress of a running job, which forgives it all deaths; None where it runs no more."""
         return self._one(
-            "UPDATE job SET progress = ?, total = ?, deaths = CASE WHEN ? > progress THEN 0 ELSE deaths END, revision = revision + 1 "
-            "WHERE id = ? AND state = 'running' RETURNING *",
+            "UPDATE job SET progress = ?, total = ?, revision = revision + 1, "
+            "deaths = CASE WHEN ? > progress THEN 0 ELSE deaths END WHERE id = ? AND state = 'running' RETURNING *",
             progress,
             total,
             progress,
