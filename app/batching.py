@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 ATTEMPTS = 2  # runs that may end a worker before the item is given up
-MARGIN = 1.5  # on the estimate that a deadline is held against: what comes later may be more urgent
+MARGIN = 2.0  # on the estimate that a deadline is held against: what comes later may be more urgent, or be larger
 EXPIRED = "the deadline passed before the work was done"
 
 

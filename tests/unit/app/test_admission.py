@@ -26,7 +26,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(built_repository: Path
                     admit(usage, "model", deadline=time.monotonic() + 1.0)
                 assert caught.value.reason == "deadline"
                 assert bench.recorder.shed_reasons == ["deadline"]
-                with admit(usage, "model", deadline=time.monotonic() + 2.0):
+                with admit(usage, "model", deadline=time.monotonic() + 3.0):
                     pass
 
     asyncio.run(main())
