@@ -82,7 +82,8 @@ class Pending(Entry):
 
     future: asyncio.Future[Answer]
     accepted: float  # seconds of the loop's clock
-    admission: Admission | None  # its own, where the item brought none
+    admission: Admission
+    owned: bool  # the admission is the entry's own, since the item brought none
     timer: asyncio.TimerHandle | None = None
     done: bool = False
 
@@ -272,23 +273,27 @@ class Engine:
         if self._quarantine.holds(item):
             self.observer.shed("quarantined")
             raise Quarantined("two workers died while they ran this image; it is not tried again")
-        own = None
-        if item.admission is None:
+        admission = item.admission
+        if admission is None:
             model, background = Model(item.digest, item.precision), item.priority is Priority.BULK
-            own = self.admit(usage, ("tile", model, item.graph), background=background)
+            admission = self.admit(usage, ("tile", model, item.graph), background=background)
         if self.reason is not None:
             raise NotReady(self.reason)
-        loop = asyncio.get_running_loop()
-        self._order += 1
-        admission = own or item.admission
         # All of a request's work is due when the request came, so that requests are finished one after the other;
         # else all would progress together, and be late together.
-        since = admission.since if admission else time.monotonic()
-        due = since + item.priority * self.config.ageing_s
+        due = admission.since + item.priority * self.config.ageing_s
         # Other shapes than those that were tried when the model was loaded might get other bytes in company.
         alone = not any(array.shape[2:] in bundle.manifest.tiles for array in item.arrays.values())
+        loop, self._order = asyncio.get_running_loop(), self._order + 1
         entry = Pending(
-            item, self._order, due, alone=alone, future=loop.create_future(), accepted=loop.time(), admission=own
+            item,
+            self._order,
+            due,
+            alone=alone,
+            future=loop.create_future(),
+            accepted=loop.time(),
+            admission=admission,
+            owned=item.admission is None,
         )
         self._entries.add(entry)
         self._queue.push(entry)
@@ -311,7 +316,7 @@ class Engine:
         entry.item.cancellation.unsubscribe(entry)
         if entry.timer:
             entry.timer.cancel()
-        if entry.admission:
+        if entry.owned:
             entry.admission.release()
         if not entry.future.done():
             if isinstance(result, Answer):
@@ -341,7 +346,7 @@ class Engine:
             if batch:
                 await self._run_batch(worker, batch)
             if self._loader.behind(worker.handle):
-                await self._loader.catch_up(worker.handle, most=1)
+                await self._loader.load_next(worker.handle)
                 self._change.tell()
             elif not batch:
                 await self._change.wait()
@@ -360,8 +365,7 @@ class Engine:
                     self._finish(entry, DeadlineExceeded(EXPIRED), "expired")
             if batch := [entry for entry in batch if not entry.done]:
                 for entry in batch:
-                    if entry.item.admission:
-                        entry.item.admission.begun = True
+                    entry.admission.begun = True
                 return batch
         return []
 
@@ -370,11 +374,11 @@ class Engine:
 
         The only request may always try: else a bad estimate would never be put right.
         """
-        admission, deadline = entry.item.admission, entry.item.deadline
+        admission, deadline = entry.admission, entry.item.deadline
         if deadline is None:
             return False
         needed_s = 0.0
-        if admission is not None and not admission.begun and self.requests > 1:
+        if not admission.begun and self.requests > 1:
             needed_s = admission.expected_s * min(1.0, self._factor)
         return deadline <= time.monotonic() + needed_s
 
@@ -416,9 +420,8 @@ class Engine:
             precision = entry.item.precision
             backend = self.config.backends[precision]
             queue_s = started - entry.accepted
-            if admission := entry.admission or entry.item.admission:
-                admission.spent_s += run_s * entry.pixels / pixels
-            if entry.admission:
+            entry.admission.spent_s += run_s * entry.pixels / pixels
+            if entry.owned:
                 entry.admission.complete()
             answer = Answer(own, backend, worker.device, precision, queue_s, run_s, len(batch), entry.attempts)
             self._finish(entry, answer, "ok", queue_s, run_s)

@@ -113,9 +113,7 @@ class NoResult(ServiceError):
 class DiskFull(ServiceError):
     """The files of a job would pass the budget of the jobs' folder, or fill its disk."""
 
-    def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
+    retry_after_s = 60.0
 
 
 class JobAbandoned(ServiceError):

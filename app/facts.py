@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 from app.pipeline import Evidence
@@ -51,6 +52,11 @@ def fact_headers(facts: dict[str, Any]) -> dict[str, str]:
         "X-Input-Notes": "; ".join(facts["input_notes"]) or None,
     }
     return {name: value for name, value in headers.items() if value is not None}
+
+
+def content_digest(sha256: bytes) -> str:
+    """The digest of a body as a header (RFC 9530)."""
+    return f"sha-256=:{base64.b64encode(sha256).decode()}:"
 
 
 def _truth(value: bool | None) -> str | None:

@@ -103,25 +103,29 @@ class Loader:
         if unavailable and not handle.loaded:
             raise unavailable
 
-    async def catch_up(self, handle: Handle, most: int | None = None) -> BackendUnavailable | None:
-        """Makes a process hold all that is offered or staged, or that many more of it.
+    async def catch_up(self, handle: Handle) -> BackendUnavailable | None:
+        """Makes a process hold all that is offered or staged.
 
         Gives the last reason why a runtime was not to be had. What cannot be loaded is refused, so
         that this ends; where there is nothing to do it does not wait. Raises WorkerDeathError.
         """
         unavailable: BackendUnavailable | None = None
-        while (missing := self._missing(handle)) and most != 0:
-            most = None if most is None else most - 1
-            try:
-                await self.load(handle, missing[0])
-            except BackendUnavailable as exc:
-                unavailable = exc
-            except BundleError:
-                continue  # refused and logged in `load`
+        while self.behind(handle):
+            unavailable = await self.load_next(handle) or unavailable
         return unavailable
 
+    async def load_next(self, handle: Handle) -> BackendUnavailable | None:
+        """Loads one of the models that a process lacks, or refuses it; gives why a runtime was not to be had."""
+        try:
+            await self.load(handle, self._missing(handle)[0])
+        except BackendUnavailable as exc:
+            return exc
+        except BundleError:
+            pass  # refused and logged in `load`
+        return None
+
     def behind(self, handle: Handle) -> bool:
-        """Whether `catch_up` would have something to do."""
+        """Whether a process lacks a model that it is to hold."""
         return bool(self._missing(handle))
 
     def stale(self, worker: Supervisor) -> frozenset[Model]:

@@ -7,7 +7,6 @@ sets; networks run in the engine's worker processes.
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import logging
 import time
@@ -22,6 +21,7 @@ from app.body import Upload
 from app.cache import Cache
 from app.catalogue import Catalogue
 from app.errors import BackendUnavailable, NotReady
+from app.facts import content_digest
 from app.gate import Gate
 from app.log import event
 from app.monitoring import Metrics
@@ -259,7 +259,7 @@ class Service:
 
 def _encode(restoration: Restoration, format: str) -> tuple[bytes, str]:
     data = encode(restoration.image, format, restoration.derivation)
-    return data, f"sha-256=:{base64.b64encode(hashlib.sha256(data).digest()).decode()}:"
+    return data, content_digest(hashlib.sha256(data).digest())
 
 
 def _key(job: Job, bundle: Bundle, upload: Upload) -> Hashable:

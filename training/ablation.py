@@ -21,8 +21,8 @@ import torch
 from training.config import Fit, build
 from training.data.noise import Kernel, NoiseLaw, NoisePopulation, Population
 from training.evaluation.ablation import noises
-from training.evaluation.image import SETS, read_group
-from training.evaluation.kernel import measure_kernels
+from training.evaluation.image import SETS
+from training.evaluation.kernel import read_kernels
 from training.machine import Machine
 from training.objective import denoising
 from training.pipeline import profound
@@ -31,7 +31,6 @@ from training.pipeline.record import read_audit
 from training.train import Task, build_graph, commit, fit_graph, write_run
 
 ENTRIES = Path(__file__).parent / "configs" / "variants.toml"
-ALL = 1 << 20  # images of a set; pixels of a side
 COLOURED = (3.0, 40.0)  # levels of a colour's specialist, grey levels of 255, drawn log-uniformly
 
 
@@ -157,7 +156,7 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(options.threads)
     programme = read_programme(options.entries)
     chosen = choose(programme, options.only)
-    kernels = measure_kernels(read_group(options.data, options.sets, "coloured", ALL, ALL))
+    kernels = read_kernels(options.data, options.sets)
     bench = Bench(options.run, read_run_config(options.run), kernels)
     for variant in chosen:
         print(f"{variant.name}: {programme.fit.steps} steps", flush=True)

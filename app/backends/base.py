@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from io import BytesIO
 from typing import Any, Protocol, cast
@@ -123,8 +123,7 @@ def self_test(backend: Backend, bundle: Bundle) -> None:
     """
     golden = read_golden(bundle)
     for graph in sorted(bundle.manifest.graphs):
-        inputs = {k.split(".", 2)[2]: v for k, v in golden.items() if k.startswith(f"{graph}.in.")}
-        expected = {k.split(".", 2)[2]: v for k, v in golden.items() if k.startswith(f"{graph}.out.")}
+        inputs, expected = (_side(golden, graph, side) for side in ("in", "out"))
         if not inputs or not expected:
             raise BundleInvalid(f"{bundle.reference}: {GOLDEN} says nothing about graph {graph!r}")
         answer = backend.run(graph, inputs)
@@ -139,22 +138,14 @@ def warm_up(backend: Backend, bundle: Bundle) -> None:
 
     Tiles of more than `WARM_PIXELS` are left out: few images need them, and runtimes keep the memory.
     """
-    golden = read_golden(bundle)
-    for graph in sorted(bundle.manifest.graphs):
-        inputs = {k.split(".", 2)[2]: v for k, v in golden.items() if k.startswith(f"{graph}.in.")}
+    for graph, inputs in golden_inputs(bundle).items():
         for rows, columns in (tile for tile in bundle.manifest.tiles if math.prod(tile) <= WARM_PIXELS):
             backend.run(graph, inputs | {"image": np.full((1, 1, rows, columns), 0.5, np.float32)})
 
 
 def release(backend: Backend, bundle: Bundle) -> None:
     """Gives back what warming up took: images are mostly small, and a model at rest should be so, too."""
-    golden = read_golden(bundle)
-    inputs: dict[str, dict[str, Array]] = {graph: {} for graph in bundle.manifest.graphs}
-    for key, array in golden.items():
-        graph, side, name = key.split(".", 2)
-        if side == "in":
-            inputs[graph][name] = array
-    backend.release(inputs)
+    backend.release(golden_inputs(bundle))
 
 
 def lacked_memory(error: Exception) -> bool:
@@ -170,27 +161,40 @@ def batch_invariant(backend: Backend, bundle: Bundle, items: int, pixels: int) -
     tiles of up to `pixels` in all. It holds for none but those shapes: where a plane's length is odd, the next
     one's alignment may change its last bits. Raises BundleInvalid where the golden file cannot be read.
     """
-    golden = read_golden(bundle)
-    for graph in sorted(bundle.manifest.graphs):
-        inputs = {k.split(".", 2)[2]: v for k, v in golden.items() if k.startswith(f"{graph}.in.")}
+    for graph, inputs in golden_inputs(bundle).items():
         for shape in bundle.manifest.tiles:
             tile = inputs | {"image": np.resize(inputs["image"], (1, 1, *shape)).astype(np.float32)}
             other = tile | {"image": np.ascontiguousarray(tile["image"][..., ::-1])}
-            if not _invariant(backend, graph, [tile, other], min(items, pixels // math.prod(shape))):
-                return False
+            most = min(items, pixels // math.prod(shape))
+            answers = [backend.run(graph, each) for each in (tile, other)] if most > 1 else []
+            for count in sorted({n for n in (2, 3, most) if 1 < n <= most}):
+                kinds = [index % 2 for index in range(count)]
+                if not same_together(backend, graph, [(tile, other)[k] for k in kinds], [answers[k] for k in kinds]):
+                    return False
     return True
 
 
-def _invariant(backend: Backend, graph: str, tiles: list[dict[str, Array]], most: int) -> bool:
-    """Whether each of two tiles answers the same alone and at every place of batches of 2, 3 and `most`."""
-    alone = [backend.run(graph, tile) for tile in tiles] if most > 1 else []
-    for count in sorted({n for n in (2, 3, most) if 1 < n <= most}):
-        kinds = [index % 2 for index in range(count)]
-        together = backend.run(graph, {name: np.concatenate([tiles[k][name] for k in kinds]) for name in tiles[0]})
-        for place, kind in enumerate(kinds):
-            if any(together[name][place].tobytes() != array[0].tobytes() for name, array in alone[kind].items()):
-                return False
-    return True
+def same_together(
+    backend: Backend, graph: str, items: Sequence[Mapping[str, Array]], alone: Sequence[Mapping[str, Array]]
+) -> bool:
+    """Whether items in one run, in this order, give the bytes that each gave `alone`."""
+    together = backend.run(graph, {name: np.concatenate([item[name] for item in items]) for name in items[0]})
+    return all(
+        together[name][place].tobytes() == array[0].tobytes()
+        for place, answer in enumerate(alone)
+        for name, array in answer.items()
+    )
+
+
+def golden_inputs(bundle: Bundle) -> dict[str, dict[str, Array]]:
+    """The stored input of each graph. Raises BundleInvalid."""
+    golden = read_golden(bundle)
+    return {graph: _side(golden, graph, "in") for graph in sorted(bundle.manifest.graphs)}
+
+
+def _side(golden: Mapping[str, Array], graph: str, side: str) -> dict[str, Array]:
+    head = f"{graph}.{side}."
+    return {key.removeprefix(head): array for key, array in golden.items() if key.startswith(head)}
 
 
 def read_golden(bundle: Bundle) -> dict[str, Array]:

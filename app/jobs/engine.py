@@ -287,7 +287,7 @@ class JobEngine:
             if error.errno not in NO_SPACE:
                 await self._fail_unexpected(job, error)
             else:
-                await self._fail(job, DiskFull("the jobs' disk is full", 60.0))
+                await self._fail(job, DiskFull("the jobs' disk is full"))
         except Exception as error:  # noqa: BLE001  (a handler's mistake must not end the worker)
             await self._fail_unexpected(job, error)
         else:

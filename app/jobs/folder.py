@@ -12,7 +12,6 @@ from pathlib import Path
 from app.errors import DiskFull, JobsUnavailable
 
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
-FULL_RETRY_S = 60.0
 
 
 class JobFolder:
@@ -69,9 +68,9 @@ class JobFolder:
         """Holds room for files that are about to grow by so many bytes. Raises DiskFull."""
         used = self._promised + _bytes_below(self.root)
         if used + bytes > self._budget:
-            raise DiskFull(f"the jobs hold {used} of the {self._budget} bytes that they may hold", FULL_RETRY_S)
+            raise DiskFull(f"the jobs hold {used} of the {self._budget} bytes that they may hold")
         if shutil.disk_usage(self.root).free - self._promised - bytes < self._keep_free:
-            raise DiskFull(f"less than {self._keep_free} bytes would be left free on the jobs' disk", FULL_RETRY_S)
+            raise DiskFull(f"less than {self._keep_free} bytes would be left free on the jobs' disk")
         self._promised += bytes
         try:
             yield

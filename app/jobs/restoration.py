@@ -7,8 +7,6 @@ off goes on at the next one, unless model, precision or runtime have changed mea
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import json
 import logging
 import os
@@ -20,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from app.errors import BackendUnavailable
-from app.facts import facts_of
+from app.facts import content_digest, facts_of
 from app.jobs.engine import Run
 from app.jobs.folder import JobFolder, private_file
 from app.jobs.journal import Journal
@@ -29,7 +27,7 @@ from app.negotiation import choose, formats_of
 from app.pipeline import EXACT, Options, Record, Stopwatch, check, choose_precision, derive, restore_frames, summarise
 from app.runner import BulkRunner
 from app.service import Service
-from models.bundle import Bundle
+from models.bundle import Bundle, sha256_of
 from models.errors import BundleInvalid
 from models.imaging.codec import MEDIA_TYPES
 from models.imaging.frames import FrameFile, Frames, open_frames
@@ -38,7 +36,6 @@ from models.imaging.raster import source_of
 
 KIND = "restore"
 INPUT, FRAMES, JOURNAL, RESULT, OUTCOME = "input", "frames", "journal", "result", "outcome"  # files of a job
-HASHED_BYTES = 1024**2
 
 
 @dataclass(frozen=True)
@@ -152,7 +149,7 @@ class _Disk:
         """Makes the result of all frames; gives its size and digest."""
         result = private_file(self._run.folder / RESULT)
         self._file.encode(result, derivation)
-        return {"bytes": result.stat().st_size, "content_digest": content_digest(result)}
+        return {"bytes": result.stat().st_size, "content_digest": content_digest(bytes.fromhex(sha256_of(result)))}
 
 
 def _conclude(folder: Path, outcome: dict[str, Any]) -> None:
@@ -178,12 +175,3 @@ def image_after(image: Image, scale: int) -> Image:
     frames, rows, columns, samples = image.pixels.shape
     pixels = np.broadcast_to(np.zeros((), image.pixels.dtype), (frames, scale * rows, scale * columns, samples))
     return image.with_pixels(pixels, scale)
-
-
-def content_digest(path: Path) -> str:
-    """SHA-256 of a file as a header (RFC 9530)."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(HASHED_BYTES):
-            digest.update(block)
-    return f"sha-256=:{base64.b64encode(digest.digest()).decode()}:"

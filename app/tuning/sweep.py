@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from app.backends.base import MODULES, Backend, load, read_golden, self_test
+from app.backends.base import MODULES, Backend, golden_inputs, load, same_together, self_test
+from app.batching import EngineConfig
 from app.errors import BackendUnavailable
 from models.bundle import Bundle
 from models.errors import BundleInvalid
@@ -19,7 +20,6 @@ from models.errors import BundleInvalid
 Array = np.ndarray[Any, Any]
 
 BATCHES = (1, 2, 4)
-BATCH_PIXELS = 512 * 512  # larger batches gain nothing: one tile of this size fills a CPU's cores and caches
 ROUNDS = 5
 HOPELESS = 2.0
 ENOUGH_S = 2.0  # of one row's rounds; slow ones are timed less often, at least twice
@@ -109,7 +109,9 @@ def _load_all(bundle: Bundle, threads: tuple[int, ...], result: Sweep) -> dict[W
 
 def _loads(bundle: Bundle) -> list[Load]:
     loads = [Load(tile, batch) for tile, batch in product(bundle.manifest.tiles, BATCHES)]
-    return sorted((w for w in loads if w.batch == 1 or w.pixels <= BATCH_PIXELS), key=lambda w: (w.pixels, w.batch))
+    return sorted(
+        (w for w in loads if w.batch == 1 or w.pixels <= EngineConfig.batch_pixels), key=lambda w: (w.pixels, w.batch)
+    )
 
 
 def _time(ways: Mapping[Way, Backend], work: Load, bundle: Bundle) -> Iterator[Timing]:
@@ -129,8 +131,7 @@ def _time(ways: Mapping[Way, Backend], work: Load, bundle: Bundle) -> Iterator[T
 
 def inputs_for(bundle: Bundle, work: Load) -> dict[str, Array]:
     """Noise of the wanted shape, and for every other input what the golden file gives to `restore`."""
-    head = "restore.in."
-    golden = {key.removeprefix(head): value for key, value in read_golden(bundle).items() if key.startswith(head)}
+    golden = golden_inputs(bundle)["restore"]
     rest = {name: np.repeat(value[:1], work.batch, 0) for name, value in golden.items() if name != "image"}
     image = np.random.default_rng(0).uniform(0, 1, (work.batch, 1, *work.tile)).astype(np.float32)
     return {"image": image, **rest}
@@ -138,12 +139,6 @@ def inputs_for(bundle: Bundle, work: Load) -> dict[str, Array]:
 
 def _equals_alone(backend: Backend, batch: Mapping[str, Array]) -> bool:
     """Whether a batch gives each item bit for bit what it gets alone, and the same again."""
-    together, again = (backend.run("restore", batch) for _ in range(2))
-    if any(together[name].tobytes() != again[name].tobytes() for name in together):
-        return False
-    count = len(batch["image"])
-    for index in range(count if count > 1 else 0):
-        alone = backend.run("restore", {name: array[index : index + 1] for name, array in batch.items()})
-        if any(alone[name].tobytes() != together[name][index : index + 1].tobytes() for name in alone):
-            return False
-    return True
+    items = [{name: array[i : i + 1] for name, array in batch.items()} for i in range(len(batch["image"]))]
+    alone = [backend.run("restore", item) for item in items]
+    return all(same_together(backend, "restore", items, alone) for _ in range(2))

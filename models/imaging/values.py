@@ -36,9 +36,9 @@ def float_values(pixels: Array, inverted: bool = False) -> ValueMap:
     return ValueMap(scale=math.ldexp(-1.0 if inverted else 1.0, -exponent), offset=0.0, unit="float value")
 
 
-def strips(rows: int, columns: int) -> Iterator[slice]:
-    """Consecutive slices over all rows, each of about `STRIP_PIXELS` pixels."""
-    step = max(1, STRIP_PIXELS // columns)
+def strips(rows: int, columns: int, pixels: int = STRIP_PIXELS) -> Iterator[slice]:
+    """Consecutive slices over all rows, each of about so many pixels."""
+    step = max(1, pixels // columns)
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
@@ -73,12 +73,10 @@ def from_unit(unit: Array, image: Image, scale: int = 1) -> tuple[Image, int]:
     frames, samples, rows, columns = unit.shape
     pixels = np.empty((frames, rows, columns, samples), image.pixels.dtype)
     clipped = 0
-    step = max(1, BAND_PIXELS // (columns * scale))
     for index in range(frames):
         forbidden = _padding_range(image, index)
-        for top in range(0, image.pixels.shape[1], step):
-            stored = image.pixels[index, top : top + step]
-            band = slice(top * scale, (top + step) * scale)
+        for strip in strips(image.pixels.shape[1], columns * scale, BAND_PIXELS):
+            stored, band = image.pixels[index, strip], slice(strip.start * scale, strip.stop * scale)
             if not np.isfinite(unit[index, :, band]).all():
                 raise FloatingPointError("the network's answer holds NaN or infinity")
             value = _stored_value(unit[index, :, band], stored, scale, image.values)

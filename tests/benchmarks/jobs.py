@@ -3,7 +3,7 @@
 Starts a server, sends it a synthetic enhanced MR object, follows the events of the job, and reads the
 resident memory of the server and its workers as it goes:
 
-    python tests/benchmarks/jobs.py --frames 500 --side 512 --repository path/to/bundles --model denoise
+    python -m tests.benchmarks.jobs --frames 500 --side 512 --repository path/to/bundles --model denoise
 
 Without `--repository` a light filter is served in place of a network, so that it ends in minutes:
 memory does not depend on the weights' worth. Prints a table and fails where the result is not valid.

@@ -1,4 +1,4 @@
-"""Tiled against whole for the shipped bundles: `python tests/benchmarks/tiling.py` prints the largest difference.
+"""Tiled against whole for the shipped bundles: `python -m tests.benchmarks.tiling` prints the largest difference.
 
 The whole is one run of the graph over the frame, with its reflection where tiles reach past it
 (`models.imaging.tiles`). Stored values are what a 16-bit file would hold.
@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from app.backends.base import Backend, load
 from app.settings import SHIPPED_BUNDLES

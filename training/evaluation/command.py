@@ -13,11 +13,10 @@ from pathlib import Path
 
 import torch
 
-from training.data.noise import Kernel
 from training.evaluation import ablation, coloured, denoise, estimate, level, network, pair, real
 from training.evaluation.case import degrade, degrade_all, white
 from training.evaluation.image import SETS, HeldBack, read_group
-from training.evaluation.kernel import measure_kernels
+from training.evaluation.kernel import read_kernels
 from training.evaluation.score import Comparisons
 from training.evaluation.superresolution import superresolution_table
 from training.evaluation.table import Table, markdown, plain
@@ -25,7 +24,7 @@ from training.evaluation.variant import DEFAULT, read_variants
 from training.restorer import Restorer, Service
 
 BUNDLES = Path(__file__).parents[2] / "models" / "bundles"
-ALL, WHOLE = 1 << 20, 1 << 20  # images of a set; pixels of a side
+WHOLE = 1 << 20  # pixels of a side
 LEVELS = {
     "denoise": denoise.LEVELS,
     "ablation": ablation.LEVELS,
@@ -93,7 +92,7 @@ def level_tables(options: argparse.Namespace) -> Tables:
 
 
 def ablation_tables(options: argparse.Namespace) -> Tables:
-    noises = ablation.noises(read_kernels(options), options.levels)
+    noises = ablation.noises(read_kernels(options.data, options.sets), options.levels)
     noises += [replace(noise, clipped=True) for noise in noises] if options.clipped else []
     cases = degrade_all(read_images(options, *options.groups), noises)
     found = ablation.ablation_table(cases, read_restorers(options), Comparisons(options.cache), options.ceiling)
@@ -101,7 +100,7 @@ def ablation_tables(options: argparse.Namespace) -> Tables:
 
 
 def coloured_tables(options: argparse.Namespace) -> Tables:
-    images, kernels = read_images(options, *options.groups), read_kernels(options)
+    images, kernels = read_images(options, *options.groups), read_kernels(options.data, options.sets)
     specialists = read_variants(options.specialist, options.repository, options.threads)
     if unknown := set(specialists) - set(kernels):
         raise ValueError(f"--specialist {unknown.pop()!r}: no such kernel; there are {', '.join(kernels)}")
@@ -111,7 +110,7 @@ def coloured_tables(options: argparse.Namespace) -> Tables:
 
 def estimate_tables(options: argparse.Namespace) -> Tables:
     images = read_images(options, *options.groups)
-    noises = estimate.noises(read_kernels(options), options.levels)
+    noises = estimate.noises(read_kernels(options.data, options.sets), options.levels)
     estimators = {name: restorer.noise_level for name, restorer in read_restorers(options).items()}
     table = estimate.estimate_table(degrade_all(images, noises), estimators)
     noisy = degrade(images[0], white(25.0)).noisy
@@ -137,11 +136,6 @@ def network_tables(options: argparse.Namespace) -> Tables:
     entries = network.read_entries(options.entries, options.only)
     bench = network.Bench(options.out, network.read_base(), options.data, options.minutes)
     return {"networks": bench.rows(entries, read_images(options, "photographs"))}
-
-
-def read_kernels(options: argparse.Namespace) -> dict[str, Kernel]:
-    """The colours of the sets that the group `coloured` names."""
-    return measure_kernels(read_group(options.data, options.sets, "coloured", ALL, WHOLE))
 
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], Tables]]] = {

@@ -113,28 +113,28 @@ def test_what_is_decoded_whole_keeps_to_the_limits_of_memory(tmp_path: Path) -> 
         pass
 
 
+def assert_refused_alike(body: bytes, kind: type[ImageError], folder: Path) -> None:
+    """Frame by frame, a bad file is refused before the work, with the words of the decoder."""
+    (folder / "in").write_bytes(body)
+    with pytest.raises(kind) as whole:
+        decode(body)
+    with pytest.raises(kind) as single, open_frames(folder / "in", LIMITS, LIMITS) as frames:
+        frames.check()
+    assert str(single.value) == str(whole.value)
+
+
 @pytest.mark.parametrize("name", ["enhanced", "MR_small_RLE.dcm", "MR_small.dcm", "odd bytes"])
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_a_file_cut_short_is_refused_with_the_words_of_the_decoder(name: str, share: float, tmp_path: Path) -> None:
     body = FILES[name][: int(len(FILES[name]) * share)]
-    (tmp_path / "in").write_bytes(body)
-    with pytest.raises(ImageError) as whole:
-        decode(body)
-    with pytest.raises(ImageError) as single, open_frames(tmp_path / "in", LIMITS, LIMITS) as frames:
-        frames.check()
-    assert str(single.value) == str(whole.value)
+    assert_refused_alike(body, ImageError, tmp_path)
 
 
 def test_missing_compressed_frames_show_before_the_work(tmp_path: Path) -> None:
     body = packaged("SC_rgb_rle_2frame.dcm")
     body = body.replace(b"\x28\x00\x08\x00IS\x02\x002 ", b"\x28\x00\x08\x00IS\x02\x004 ")
     assert body != packaged("SC_rgb_rle_2frame.dcm")
-    (tmp_path / "in").write_bytes(body)
-    with pytest.raises(CorruptImage) as whole_error:
-        decode(body)
-    with pytest.raises(CorruptImage) as single, open_frames(tmp_path / "in", LIMITS, LIMITS) as frames:
-        frames.check()
-    assert str(single.value) == str(whole_error.value)
+    assert_refused_alike(body, CorruptImage, tmp_path)
 
 
 def test_a_header_that_is_larger_than_memory_may_hold_is_refused(tmp_path: Path) -> None:
