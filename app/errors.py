@@ -17,7 +17,8 @@
         ├── JobNotFound          no job of that id
         ├── NoResult             the job has not ended, or not well
         ├── DiskFull             no room for the files of a job
-        └── JobAbandoned         the service died again and again while it worked on the job
+        ├── JobAbandoned         the service died again and again while it worked on the job
+        └── RuleError            the rules of routing cannot be used
 
 `STATUSES` gives every class its HTTP status, a stable slug and a title; `app.problem` writes them.
 """
@@ -123,6 +124,10 @@ class JobAbandoned(ServiceError):
         super().__init__(f"the service died {deaths} times while it worked on this job, which is given up")
 
 
+class RuleError(ServiceError):
+    """The rules of routing cannot be used as they are; the text names the line and the route."""
+
+
 class Status(NamedTuple):
     """How one class of errors is answered."""
 
@@ -161,6 +166,7 @@ STATUSES: dict[type[MedRestoreError], Status] = {
     NoResult: Status(409, "no-result", "The job has no result"),
     DiskFull: Status(507, "disk-full", "No room for the job's files"),
     JobAbandoned: Status(500, "job-abandoned", "The service died with this job"),
+    RuleError: Status(422, "rules", "The rules cannot be used"),
 }
 
 
