@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 TAGS = ("Modality", "BodyPartExamined", "StationName", "SeriesDescription")  # what rules may ask for
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One series; its attributes are those of one of its instances."""
+    """One series; its header is that of one of its instances, as far as it is known."""
 
     study: str  # StudyInstanceUID
     series: str  # SeriesInstanceUID
     instances: int = 1
-    tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))  # by keyword; those that have a value
-    sop_class: str = ""  # empty where unknown
-    image_type: tuple[str, ...] = ()
-    ours: bool = False  # its header names this service as what made it
+    header: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # by DICOM keyword
+
+    def tag(self, keyword: str) -> str:
+        """An attribute as text, empty where it has no value."""
+        value = self.header.get(keyword)
+        return "" if value is None else str(value).strip()

@@ -67,7 +67,7 @@ class When(_Table):
     def unmet(self, candidate: Candidate) -> str | None:
         """The first condition that does not hold, as a text without values of the series; None where all hold."""
         for tag, texts in self.conditions():
-            value = candidate.tags.get(tag, "").strip()
+            value = candidate.tag(tag)
             if not value:
                 return f"{tag} is missing"
             if not any(matches(text, value) for text in texts):
