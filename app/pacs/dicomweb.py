@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from app.pacs.call import JSON, Caller, Observe, Params, judge, parse, whole
-from app.pacs.errors import PacsMalformed, PacsRefused
+from app.pacs.errors import PacsError, PacsMalformed, PacsRefused
 from app.pacs.multipart import Body, Reader, boundary_of, save_parts
 from app.pacs.peer import Peer
 from app.pacs.row import INSTANCE_FIELDS, SERIES_FIELDS, UID, InstanceRow, SeriesRow, instance_row, series_row
@@ -128,10 +128,13 @@ class DicomWeb:
         url = f"{self._peer.url}/studies/{_uid(study)}/series/{_uid(series)}/instances/{_uid(instance)}"
 
         async def work() -> None:
-            async with self._call.answer("wado", url, accept=STORED_TYPE) as response:
-                saved = [part async for part in self._parts(response, iter([path]))]
-            if not saved:
-                raise PacsMalformed("multipart", "a body without an instance")
+            try:
+                async with self._call.answer("wado", url, accept=STORED_TYPE) as response:
+                    if not [part async for part in self._parts(response, iter([path]))]:
+                        raise PacsMalformed("multipart", "a body without an instance")
+            except PacsError:
+                path.unlink(missing_ok=True)
+                raise
 
         await self._call.attempts(work)
 

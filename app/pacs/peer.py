@@ -85,7 +85,10 @@ class Peer(BaseModel):
             pair = f"{self.user}:{_secret(self.password, self.password_file)}"
             return {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
         if self.token or self.token_file:
-            return {"Authorization": f"Bearer {_secret(self.token, self.token_file)}"}
+            token = _secret(self.token, self.token_file)
+            if not token.isascii():
+                raise PacsDenied("credentials")
+            return {"Authorization": f"Bearer {token}"}
         return {}
 
     def credential_mark(self) -> str:
