@@ -3,7 +3,8 @@
     MedRestoreError
     ├── ImageError               the bytes or pixels that were sent
     │   ├── UnknownFormat        not a format that is read here
-    │   ├── CorruptImage         the format is known, the content is damaged or cut short
+    │   ├── CorruptImage         the format is known, the content is damaged
+    │   │   └── TruncatedImage   less of it is there than it says
     │   ├── UnsupportedImage     valid, but out of scope (`reason` says why, as a stable slug)
     │   ├── NonFinitePixels      NaN or infinity among the pixels
     │   └── ImageTooLarge        over a limit, found from the header before decoding
@@ -21,15 +22,27 @@ class MedRestoreError(Exception):
 
 
 class ImageError(MedRestoreError):
-    """Something about the image that was handed in."""
+    """Something about the image that was handed in; `reason` says what, as a stable slug."""
+
+    reason = "image"
 
 
 class UnknownFormat(ImageError):
     """The bytes are not a format that is read here."""
 
+    reason = "unknown_format"
+
 
 class CorruptImage(ImageError):
     """The format was recognised, but the content is damaged or truncated."""
+
+    reason = "corrupt"
+
+
+class TruncatedImage(CorruptImage):
+    """The file, or the pixel data in it, end before they should: sending it again may help."""
+
+    reason = "truncated"
 
 
 class UnsupportedImage(ImageError):
@@ -43,9 +56,13 @@ class UnsupportedImage(ImageError):
 class NonFinitePixels(ImageError):
     """NaN or infinity among the pixels."""
 
+    reason = "non_finite_pixels"
+
 
 class ImageTooLarge(ImageError):
     """Bytes, pixels or frames over the limit, judged from the header alone."""
+
+    reason = "too_large"
 
 
 class OptionError(MedRestoreError):
