@@ -137,7 +137,6 @@ STATUSES: dict[type[MedRestoreError], Status] = {
     errors.ImageError: Status(422, "image", "The image cannot be restored"),
     errors.UnknownFormat: Status(415, "unknown-format", "Not an image format that is read here"),
     errors.CorruptImage: Status(422, "corrupt-image", "Damaged or truncated image"),
-    errors.TruncatedImage: Status(422, "corrupt-image", "Damaged or truncated image"),
     errors.UnsupportedImage: Status(422, "unsupported-image", "Valid file of a kind that is out of scope"),
     errors.NonFinitePixels: Status(422, "non-finite-pixels", "NaN or infinity among the pixels"),
     errors.ImageTooLarge: Status(413, "too-large", "Over a size limit"),

@@ -3,8 +3,7 @@
     MedRestoreError
     ├── ImageError               the bytes or pixels that were sent
     │   ├── UnknownFormat        not a format that is read here
-    │   ├── CorruptImage         the format is known, the content is damaged
-    │   │   └── TruncatedImage   less of it is there than it says
+    │   ├── CorruptImage         the format is known, the content is damaged or cut short
     │   ├── UnsupportedImage     valid, but out of scope (`reason` says why, as a stable slug)
     │   ├── NonFinitePixels      NaN or infinity among the pixels
     │   └── ImageTooLarge        over a limit, found from the header before decoding
@@ -16,6 +15,8 @@
 Messages say what was wrong and what to do. They never contain pixel values or patient data.
 """
 
+from typing import Literal
+
 
 class MedRestoreError(Exception):
     """Base of all deliberate errors; `str(error)` is fit to be shown to the caller."""
@@ -24,7 +25,7 @@ class MedRestoreError(Exception):
 class ImageError(MedRestoreError):
     """Something about the image that was handed in; `reason` says what, as a stable slug."""
 
-    reason = "image"
+    reason: str = "image"
 
 
 class UnknownFormat(ImageError):
@@ -34,15 +35,11 @@ class UnknownFormat(ImageError):
 
 
 class CorruptImage(ImageError):
-    """The format was recognised, but the content is damaged or truncated."""
+    """The format was recognised, but the content is damaged; truncated where less is there than it says."""
 
-    reason = "corrupt"
-
-
-class TruncatedImage(CorruptImage):
-    """The file, or the pixel data in it, end before they should: sending it again may help."""
-
-    reason = "truncated"
+    def __init__(self, message: str, reason: Literal["corrupt", "truncated"] = "corrupt") -> None:
+        super().__init__(message)
+        self.reason: str = reason
 
 
 class UnsupportedImage(ImageError):

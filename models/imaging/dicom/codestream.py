@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from models.errors import CorruptImage, TruncatedImage
+from models.errors import CorruptImage
 
 _STARTS_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _STANDALONE = {0x00, 0x01, *range(0xD0, 0xDA)}  # stuffing, TEM, RSTn, SOI, EOI: none may precede the scan
@@ -33,11 +33,11 @@ class Codestream:
 def read_codestream(frame: bytes, coding: str) -> Codestream:
     """Header of one frame of "jpeg", "jpeg-ls" or "jpeg2000" coding. Raises CorruptImage."""
     if _END not in frame.rstrip(b"\0")[-4:]:
-        raise TruncatedImage("truncated: a compressed frame has no end marker")
+        raise CorruptImage("truncated: a compressed frame has no end marker", "truncated")
     try:
         return _read_jpeg2000(frame) if coding == "jpeg2000" else _read_jpeg(frame)
     except (IndexError, struct.error):
-        raise TruncatedImage("truncated: the header of a compressed frame is cut short") from None
+        raise CorruptImage("truncated: the header of a compressed frame is cut short", "truncated") from None
 
 
 def _read_jpeg(frame: bytes) -> Codestream:

@@ -12,7 +12,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from models.errors import ImageTooLarge, TruncatedImage
+from models.errors import CorruptImage, ImageTooLarge
 from models.imaging.dicom.overlay import has_embedded_overlays
 from models.imaging.dicom.parser import Span, locate_pixels, read_header, read_meta
 from models.imaging.dicom.pixel import (
@@ -133,7 +133,9 @@ class DicomFrames:
             self._next += 1
             if self._next > index:
                 return frame
-        raise TruncatedImage(f"truncated: {self._next} compressed frames where {self.image.frames} are promised")
+        raise CorruptImage(
+            f"truncated: {self._next} compressed frames where {self.image.frames} are promised", "truncated"
+        )
 
     def _generate(self) -> Iterator[bytes]:
         self._next = -1

@@ -17,7 +17,7 @@ from typing import Any
 from pydicom import uid
 from pydicom.dataset import Dataset
 
-from models.errors import TruncatedImage, UnsupportedImage
+from models.errors import CorruptImage, UnsupportedImage
 
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _UID = re.compile(r"[0-9.]{1,64}")
@@ -92,7 +92,7 @@ def _check_image(dataset: Dataset, sop_class: uid.UID) -> None:
     if not holds_image(sop_class, unknown="Rows" in dataset):
         raise UnsupportedImage("no_pixel_data", "the object holds no image")
     if "Rows" not in dataset:
-        raise TruncatedImage("truncated: an image object that describes no image")
+        raise CorruptImage("truncated: an image object that describes no image", "truncated")
 
 
 def _check_layout(dataset: Dataset) -> None:
