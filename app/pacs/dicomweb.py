@@ -16,6 +16,7 @@ from app.pacs.errors import PacsError, PacsMalformed, PacsRefused
 from app.pacs.multipart import Body, Reader, boundary_of, save_parts
 from app.pacs.peer import Peer
 from app.pacs.row import INSTANCE_FIELDS, SERIES_FIELDS, UID, InstanceRow, SeriesRow, instance_row, series_row
+from app.pacs.row import header as header_of
 from app.pacs.row import number as number_of
 from app.pacs.row import text as text_of
 from app.pacs.row import values as values_of
@@ -104,6 +105,11 @@ class DicomWeb:
                     seen.add(row.sop_instance)
                     yield row
             offset += len(page)
+
+    async def header(self, study: str, series: str, instance: str) -> dict[str, Any]:
+        """What rules ask of an instance, by DICOM keyword; see `app.pacs.row.header`."""
+        path = f"/studies/{_uid(study)}/series/{_uid(series)}/instances/{_uid(instance)}/metadata"
+        return header_of(next(iter(await self._query(path, [])), {}))
 
     async def retrieve_series(self, study: str, series: str, folder: Path) -> AsyncGenerator[Path, None]:
         """Streams a series into files of `folder`, as stored; a path is told when its file is whole.

@@ -164,9 +164,7 @@ class QueryFeed:
         series = [await self._look(row, row.instances or 0) for row in rows[:count]]
         return [candidate for candidate in series if candidate]
 
-    async def _judge(
-        self, row: SeriesRow, known: Seen | None, begins: bool, take: Take, leave_out: LeaveOut
-    ) -> None:
+    async def _judge(self, row: SeriesRow, known: Seen | None, begins: bool, take: Take, leave_out: LeaveOut) -> None:
         """One step of one series: noted, waited for, or handed on."""
         now = time.time()
         count = row.instances

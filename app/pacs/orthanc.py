@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +41,7 @@ class SeriesTags(SeriesRow):
 
     identifier: str
     stable: bool
-    sop_class: str = ""
-    manufacturer: str = ""
-    device_uids: tuple[str, ...] = ()  # DeviceUID of each item of ContributingEquipmentSequence
+    header: Mapping[str, Any]  # of one of its instances, by DICOM keyword
 
 
 class Orthanc:
@@ -84,7 +83,6 @@ def _series_tags(identifier: str, series: dict[str, Any], instances: int, tags: 
     if not (UID.fullmatch(study) and UID.fullmatch(uid)):
         raise PacsMalformed("json", "a series without valid UIDs")
     number = _text(tags, "SeriesNumber")
-    equipment = tags.get("ContributingEquipmentSequence")
     return SeriesTags(
         identifier=identifier,
         stable=series.get("IsStable") is True,
@@ -98,9 +96,7 @@ def _series_tags(identifier: str, series: dict[str, Any], instances: int, tags: 
         study_date=_text(tags, "StudyDate"),
         number=int(number) if re.fullmatch(r"-?[0-9]{1,11}", number) else None,
         instances=instances,
-        sop_class=_text(tags, "SOPClassUID"),
-        manufacturer=_text(tags, "Manufacturer"),
-        device_uids=tuple(_text(item, "DeviceUID") for item in equipment) if isinstance(equipment, list) else (),
+        header=tags,
     )
 
 

@@ -19,6 +19,16 @@ SERIES_FIELDS = (
     "ImageType",
     "NumberOfSeriesRelatedInstances",
 )
+# Attributes of an instance that decide about its series, and those of one item of ContributingEquipmentSequence.
+HEADER = {
+    "00080008": "ImageType",
+    "00080016": "SOPClassUID",
+    "00080060": "Modality",
+    "0008103E": "SeriesDescription",
+    "00081010": "StationName",
+    "00180015": "BodyPartExamined",
+}
+EQUIPMENT = {"00080070": "Manufacturer", "00181002": "DeviceUID", "00181020": "SoftwareVersions"}
 INSTANCE_FIELDS = ("SOPClassUID", "InstanceNumber", "NumberOfFrames", "Rows", "Columns", "ImageType")
 
 
@@ -78,6 +88,19 @@ def instance_row(item: Any) -> InstanceRow:
         columns=number(item, "00280011"),
         image_type=texts(item, "00080008"),
     )
+
+
+def header(item: Any) -> dict[str, Any]:
+    """What decides about a series, by DICOM keyword, out of an instance's metadata; values joined by backslashes.
+
+    Raises PacsMalformed.
+    """
+    makers = [_texts(maker, EQUIPMENT) for maker in values(item, "0018A001")]
+    return {**_texts(item, HEADER), "ContributingEquipmentSequence": makers}
+
+
+def _texts(item: Any, keywords: dict[str, str]) -> dict[str, str]:
+    return {keyword: "\\".join(texts(item, tag)) for tag, keyword in keywords.items()}
 
 
 def values(item: Any, tag: str) -> list[Any]:

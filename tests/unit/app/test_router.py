@@ -329,7 +329,9 @@ async def test_a_series_that_a_job_made_is_not_taken_whatever_its_header_says(be
 
 
 @run
-async def test_a_full_queue_keeps_the_series_and_a_missing_model_does_not_keep_others(bench: Bench, monkeypatch) -> None:
+async def test_a_full_queue_keeps_the_series_and_a_missing_model_does_not_keep_others(
+    bench: Bench, monkeypatch
+) -> None:
     monkeypatch.setattr("app.pacs.router.BACKOFF_S", 0.001)
     async with bench.routing() as router:
         await begun(bench)
