@@ -6,16 +6,19 @@ encode_dicom       an `Image` and its `Derivation` as a derived object; `treatme
                    of every attribute, and prints docs/derived-objects.md
 write_dicom        the same into a file, with `native_pixels` that may come from one
 derived_uid        what a derived object, or its series, will be called: known before it is made
+read_head          what an object is and where it belongs, whatever kind of object it is
 kind_of, is_ours   what a route takes, and what it must never take
 """
 
 from models.imaging.dicom.frames import open_dicom_frames
+from models.imaging.dicom.head import Head, read_head
 from models.imaging.dicom.identity import derived_uid
 from models.imaging.dicom.kind import Kind, is_ours, kind_of
 from models.imaging.dicom.reader import decode_dicom
 from models.imaging.dicom.writer import encode_dicom, native_pixels, write_dicom
 
 __all__ = [
+    "Head",
     "Kind",
     "decode_dicom",
     "derived_uid",
@@ -24,5 +27,6 @@ __all__ = [
     "kind_of",
     "native_pixels",
     "open_dicom_frames",
+    "read_head",
     "write_dicom",
 ]

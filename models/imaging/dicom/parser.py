@@ -40,7 +40,7 @@ def parse_dicom(data: bytes, limits: Limits) -> Dataset:
     stream: BinaryIO = BytesIO(data)
     meta = read_meta(stream)
     if meta.TransferSyntaxUID == uid.DeflatedExplicitVRLittleEndian:
-        stream = BytesIO(_inflate(data[stream.tell() :], limits.bytes))
+        stream = BytesIO(inflate(data[stream.tell() :], limits.bytes))
     dataset = read_header(stream, meta, limits)
     _read_pixel_group(stream, dataset)
     return dataset
@@ -74,7 +74,7 @@ def _transfer_syntax(meta: Dataset) -> uid.UID:
     return uid.UID(syntax)
 
 
-def _inflate(packed: bytes, most: int) -> bytes:
+def inflate(packed: bytes, most: int) -> bytes:
     """Inflates a deflated dataset (PS3.5 A.5), refusing to grow beyond `most` bytes."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
