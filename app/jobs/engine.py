@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,7 +46,8 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 class JobConfig:
     """How the engine runs."""
 
-    workers: int = 1  # jobs at one time
+    workers: int = 1  # jobs of one kind at one time
+    workers_of: Mapping[str, int] = field(default_factory=dict)  # kind -> the same, where it is another number
     unfinished: int = 1000  # most jobs that wait or run
     keep_s: float = 86400.0  # finished jobs and their files are deleted after
     attempts: int = 5  # runs of a job whose failure may pass
@@ -65,18 +66,49 @@ class JobObserver:
         """A job that was running when the service died goes on."""
 
 
+class Later(Exception):
+    """Raised by a handler that cannot go on now: the job waits `wait_s` and is run again, however often."""
+
+    def __init__(self, reason: MedRestoreError, wait_s: float) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+        self.wait_s = wait_s
+
+
+class Blocked(Exception):
+    """Raised by a handler that cannot go on until somebody acts: the job rests until `JobEngine.retry`."""
+
+    def __init__(self, reason: MedRestoreError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
 class Run:
     """What a handler gets: one run of one job."""
 
-    def __init__(self, job: Job, folder: Path, advance: Callable[[int, int], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        folder: Path,
+        advance: Callable[[int, int], Awaitable[None]],
+        enter: Callable[[str], Awaitable[None]],
+    ) -> None:
         self.id = job.id
         self.parameters = job.parameters
+        self.created = job.created
+        self.waits = job.waits  # times that the job had to wait since it last got on
+        self.waiting_since = job.waiting_since
         self.folder = folder
         self._advance = advance
+        self._enter = enter
 
     async def progress(self, done: int, total: int) -> None:
         """Tells how far the work is, in steps of the handler's own."""
         await self._advance(done, total)
+
+    async def phase(self, word: str) -> None:
+        """Tells what the work is about from now on."""
+        await self._enter(word)
 
 
 Handler = Callable[[Run], Awaitable[dict[str, Any]]]
@@ -103,7 +135,7 @@ class JobEngine:
         self._workers: list[asyncio.Task[None]] = []
         self._sweeper: asyncio.Task[None]
         self._bells: dict[str, set[asyncio.Event]] = {}  # rung when a job changes
-        self._work = asyncio.Event()  # set when there may be something to run
+        self._work = {kind: asyncio.Event() for kind in handlers}  # set when there may be something to run
         self._stopping = False
 
     # -- life ---------------------------------------------------------------------------------
@@ -121,13 +153,18 @@ class JobEngine:
         known = await self._ask(self._store.ids)
         await asyncio.to_thread(self.folder.delete_strangers, known)
         await self._count()
-        self._workers = [asyncio.create_task(self._serve(), name="jobs") for _ in range(self.config.workers)]
+        self._workers = [
+            asyncio.create_task(self._serve(kind), name=f"jobs {kind}")
+            for kind in self._handlers
+            for _ in range(self.config.workers_of.get(kind, self.config.workers))
+        ]
         self._sweeper = asyncio.create_task(self._sweep(), name="jobs that are over")
 
     async def stop(self) -> None:
         """Puts running jobs back into the queue and ends every `watch`."""
         self.close()
-        self._work.set()
+        for work in self._work.values():
+            work.set()
         self._sweeper.cancel()
         for task in self._running.values():
             task.cancel()
@@ -162,7 +199,7 @@ class JobEngine:
 
     def check(self) -> None:
         """Whether one job more may wait. Raises QueueFull."""
-        unfinished = self._counts[State.QUEUED] + self._counts[State.RUNNING]
+        unfinished = sum(count for state, count in self._counts.items() if not state.final)
         if unfinished >= self.config.unfinished:
             raise QueueFull("jobs", 60.0)
 
@@ -183,7 +220,22 @@ class JobEngine:
             return same(job, kind, parameters)
         event("job accepted", job=id, kind=kind, steps=total)
         await self._count()
-        self._work.set()
+        self._work[kind].set()
+        return job
+
+    async def retry(self, id: str) -> Job:
+        """Has a job run again: at once where it has ended, waits or is blocked, after this run where it runs.
+
+        Raises JobNotFound.
+        """
+        await self.get(id)
+        job = await self._ask(self._store.retry, id)
+        if job is None:
+            raise JobNotFound("the job was deleted just now")
+        event("job queued again", job=id, kind=job.kind)
+        await self._count()
+        self._work[job.kind].set()
+        self._ring(id)
         return job
 
     async def known(self, key: str, kind: str, parameters: dict[str, Any]) -> Job | None:
@@ -200,6 +252,17 @@ class JobEngine:
 
     async def newest(self, count: int) -> list[Job]:
         return await self._ask(self._store.newest, count)
+
+    async def page(
+        self,
+        kind: str,
+        count: int,
+        status: str | None = None,
+        parameter: tuple[str, str] | None = None,
+        before: tuple[float, str] | None = None,
+    ) -> list[Job]:
+        """See `Store.page`."""
+        return await self._ask(self._store.page, kind, count, status, parameter, before)
 
     async def watch(self, id: str, every_s: float) -> AsyncIterator[Job]:
         """The job as it is now, then after each change and at least `every_s`, until it has ended or the service stops.
@@ -226,36 +289,45 @@ class JobEngine:
     async def delete(self, id: str) -> None:
         """Cancels a job that has not ended, and forgets one that has; deletes its files. Raises JobNotFound."""
         job = await self.get(id)
-        if job.state.final:
-            await self._ask(self._store.remove, id)
-        else:
-            await self._finish(job, State.CANCELLED)
-            if task := self._running.get(id):
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        if not job.state.final:
+            await self.cancel(id)
+            return
+        await self._ask(self._store.remove, id)
         await asyncio.to_thread(self.folder.delete, id)
         await self._count()
         self._ring(id)
 
+    async def cancel(self, id: str) -> Job:
+        """Ends a job that has not ended, and deletes its files. Raises JobNotFound."""
+        job = await self.get(id)
+        if not job.state.final:
+            await self._finish(job, State.CANCELLED)
+            if task := self._running.get(id):
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            await asyncio.to_thread(self.folder.delete, id)
+        return await self.get(id)
+
     # -- work ---------------------------------------------------------------------------------
 
-    async def _serve(self) -> None:
+    async def _serve(self, kind: str) -> None:
         """One of the workers: runs what is due."""
+        work = self._work[kind]
         while not self._stopping:
-            self._work.clear()
+            work.clear()
             try:
-                if job := await self._ask(self._store.claim):
-                    self._work.set()  # there may be more than this one, for another worker
+                if job := await self._ask(self._store.claim, kind):
+                    work.set()  # there may be more than this one, for another worker
                     await self._take(job)
                     continue
-                due = await self._ask(self._store.next_due)
+                due = await self._ask(self._store.next_due, kind)
                 wait_s = None if due is None else max(0.05, due - time.time())
             except sqlite3.Error as error:  # a full disk, most likely: what is in the file stays as it is
                 event("jobs cannot be written", logging.ERROR, **places(error))
                 wait_s = STORE_RETRY_S
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
-                    await self._work.wait()
+                    await work.wait()
 
     async def _take(self, job: Job) -> None:
         """Runs a job; one that the service's stop cuts off is queued again."""
@@ -278,9 +350,18 @@ class JobEngine:
         await self._count()
         self._ring(job.id)
         event("job started", job=job.id, kind=job.kind, attempt=job.attempts)
-        run = Run(job, self.folder.of(job.id), lambda done, total: self._advance(job.id, done, total))
+        run = Run(
+            job,
+            self.folder.of(job.id),
+            lambda done, total: self._advance(job.id, done, total),
+            lambda word: self._enter(job.id, word),
+        )
         try:
             outcome = await self._handlers[job.kind](run)
+        except Later as later:
+            await self._wait(job, later)
+        except Blocked as blocked:
+            await self._block(job, blocked.reason)
         except MedRestoreError as error:
             await self._fail(job, error)
         except OSError as error:
@@ -305,6 +386,19 @@ class JobEngine:
         await self._count()
         self._ring(job.id)
 
+    async def _wait(self, job: Job, later: Later) -> None:
+        await self._ask(self._store.wait, job.id, time.time() + later.wait_s, of_job(job.id, later.reason))
+        reason, wait_s = str(later.reason), round(later.wait_s, 1)
+        event("job waits", logging.WARNING, job=job.id, kind=job.kind, reason=reason, wait_s=wait_s)
+        await self._count()
+        self._ring(job.id)
+
+    async def _block(self, job: Job, reason: MedRestoreError) -> None:
+        await self._ask(self._store.block, job.id, of_job(job.id, reason))
+        event("job blocked", logging.ERROR, job=job.id, kind=job.kind, reason=str(reason))
+        await self._count()
+        self._ring(job.id)
+
     async def _fail_unexpected(self, job: Job, error: Exception) -> None:
         event("unexpected error", logging.ERROR, job=job.id, kind=job.kind, **places(error))
         await self._finish(job, State.FAILED, problem=of_job_unexpected(job.id))
@@ -316,6 +410,11 @@ class JobEngine:
         ended = await self._ask(self._store.finish, job.id, state, outcome, problem)
         if ended is None:
             return
+        if not ended.state.final:  # it is to be run again
+            self._work[job.kind].set()
+            await self._count()
+            self._ring(job.id)
+            return
         duration_s = None if ended.started is None or ended.finished is None else ended.finished - ended.started
         self._observer.job_finished(job.kind, state, duration_s)
         more = {} if problem is None else {"problem": problem["type"]}
@@ -326,6 +425,10 @@ class JobEngine:
 
     async def _advance(self, id: str, done: int, total: int) -> None:
         await self._ask(self._store.advance, id, done, total)
+        self._ring(id)
+
+    async def _enter(self, id: str, phase: str) -> None:
+        await self._ask(self._store.enter, id, phase)
         self._ring(id)
 
     async def _sweep(self) -> None:
