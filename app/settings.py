@@ -16,6 +16,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 import models
+from app.pacs.peer import Peer, PeerName
 from models.imaging.image import Limits
 
 PREFIX = "MEDRESTORE_"
@@ -104,6 +105,9 @@ class Settings(BaseSettings):
     job_free_bytes: NonNegativeInt = Field(default=2 * 1024**3, description="left free on the jobs' disk, bytes")
     job_keep_s: PositiveFloat = Field(
         default=86400.0, description="finished jobs and their results are deleted after, seconds"
+    )
+    pacs: dict[PeerName, Peer] = Field(
+        default={}, description="PACS by name, a table `[pacs.NAME]` each (as a variable: JSON); none, no integration"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="lowest level that is logged"

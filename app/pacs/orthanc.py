@@ -1,0 +1,124 @@
+"""Orthanc's own REST API: its feed of changes, and what rules ask of a series."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from app.pacs.call import Caller, Observe
+from app.pacs.errors import PacsGone, PacsMalformed
+from app.pacs.peer import Peer
+from app.pacs.row import UID, SeriesRow
+
+IDENTIFIER = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{8}){4}")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One entry of the feed."""
+
+    number: int
+    kind: str  # "StableSeries", "NewInstance", ...
+    identifier: str  # of the resource, Orthanc's
+
+
+@dataclass(frozen=True)
+class Changes:
+    """A page of the feed."""
+
+    entries: list[Change]
+    last: int  # where the next page goes on
+    done: bool  # there is none yet
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesTags(SeriesRow):
+    """One series as Orthanc holds it; what is not of series level is of one of its instances."""
+
+    identifier: str
+    stable: bool
+    sop_class: str = ""
+    manufacturer: str = ""
+    device_uids: tuple[str, ...] = ()  # DeviceUID of each item of ContributingEquipmentSequence
+
+
+class Orthanc:
+    """Raises PacsError from every method."""
+
+    def __init__(self, peer: Peer, client: httpx.AsyncClient, observe: Observe | None = None) -> None:
+        if peer.orthanc is None:
+            raise ValueError("the PACS has no setting `orthanc`")
+        self._base = peer.orthanc
+        self._call = Caller(peer, client, observe)
+
+    async def changes(self, since: int, limit: int) -> Changes:
+        """The entries after number `since`. `last` below `since` means that the PACS began anew."""
+        return _changes(await self._get("/changes", {"since": since, "limit": limit}))
+
+    async def last(self) -> int:
+        """Number of the newest entry, 0 where there is none."""
+        return _changes(await self._get("/changes?last")).last
+
+    async def series(self, identifier: str) -> SeriesTags:
+        """What rules ask of one series, by Orthanc's identifier. Raises ValueError where it is none."""
+        if not IDENTIFIER.fullmatch(identifier):
+            raise ValueError("not an identifier of Orthanc")
+        series = _object(await self._get(f"/series/{identifier}"))
+        instances = series.get("Instances")
+        if not isinstance(instances, list):
+            raise PacsMalformed("json", "a series without a list of instances")
+        if not instances or not IDENTIFIER.fullmatch(str(instances[0])):
+            raise PacsGone()
+        tags = _object(await self._get(f"/instances/{instances[0]}/simplified-tags"))
+        return _series_tags(identifier, series, len(instances), tags)
+
+    async def _get(self, path: str, params: dict[str, int] | None = None) -> Any:
+        return await self._call.json("orthanc", self._base + path, list(params.items()) if params else None)
+
+
+def _series_tags(identifier: str, series: dict[str, Any], instances: int, tags: dict[str, Any]) -> SeriesTags:
+    study, uid = _text(tags, "StudyInstanceUID"), _text(tags, "SeriesInstanceUID")
+    if not (UID.fullmatch(study) and UID.fullmatch(uid)):
+        raise PacsMalformed("json", "a series without valid UIDs")
+    number = _text(tags, "SeriesNumber")
+    equipment = tags.get("ContributingEquipmentSequence")
+    return SeriesTags(
+        identifier=identifier,
+        stable=series.get("IsStable") is True,
+        study=study,
+        series=uid,
+        modality=_text(tags, "Modality"),
+        body_part=_text(tags, "BodyPartExamined"),
+        station=_text(tags, "StationName"),
+        description=_text(tags, "SeriesDescription"),
+        image_type=tuple(part.strip() for part in _text(tags, "ImageType").split("\\") if part),
+        study_date=_text(tags, "StudyDate"),
+        number=int(number) if re.fullmatch(r"-?[0-9]{1,11}", number) else None,
+        instances=instances,
+        sop_class=_text(tags, "SOPClassUID"),
+        manufacturer=_text(tags, "Manufacturer"),
+        device_uids=tuple(_text(item, "DeviceUID") for item in equipment) if isinstance(equipment, list) else (),
+    )
+
+
+def _changes(answer: Any) -> Changes:
+    page = _object(answer)
+    try:
+        entries = [Change(int(item["Seq"]), str(item["ChangeType"]), str(item["ID"])) for item in page["Changes"]]
+        return Changes(entries, int(page["Last"]), bool(page["Done"]))
+    except (KeyError, TypeError, ValueError) as exc:
+        raise PacsMalformed("json", "not a page of changes") from exc
+
+
+def _object(answer: Any) -> dict[str, Any]:
+    if not isinstance(answer, dict):
+        raise PacsMalformed("json", "no object where an object was asked for")
+    return answer
+
+
+def _text(tags: Any, keyword: str) -> str:
+    value = tags.get(keyword) if isinstance(tags, dict) else None
+    return value.strip(" \0") if isinstance(value, str) else ""
