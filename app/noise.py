@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from models.imaging.image import ValueMap
 from models.imaging.values import strips
 
 Array = np.ndarray[Any, Any]
+T = TypeVar("T")
 NAMES = ("variance_slope", "variance_offset", "variance_floor")
 COLOUR = ("correlation_across_1", "correlation_across_2", "correlation_down_1", "correlation_down_2")
 CORRELATION_TOLERANCE = 0.1  # an estimate's own spread, and what a blind spot network stands
@@ -214,7 +215,7 @@ def first_equal(planes: Array) -> list[int]:
     return [next((j for j in range(i) if np.array_equal(planes[j], planes[i])), i) for i in range(len(planes))]
 
 
-async def together(works: Sequence[Coroutine[Any, Any, Mapping[str, Array]]]) -> list[Mapping[str, Array]]:
+async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """All results in order; the first failure cancels the rest, so that nothing goes on unwanted."""
     if len(works) == 1:
         return [await works[0]]

@@ -11,12 +11,11 @@ import asyncio
 import errno
 import logging
 import random
-import sqlite3
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +24,7 @@ from app.errors import (
     DiskFull,
     JobAbandoned,
     JobNotFound,
+    JobsUnavailable,
     NotReady,
     QueueFull,
     WorkerLost,
@@ -32,12 +32,13 @@ from app.errors import (
 from app.jobs.folder import JobFolder
 from app.jobs.store import Job, State, Store
 from app.log import event, places
+from app.offload import whole
 from app.problem import of_job, of_job_unexpected
 from models.errors import MedRestoreError, OptionError
 
 T = TypeVar("T")
 
-RETRIED = (QueueFull, NotReady, WorkerLost, DiskFull, BackendUnavailable)  # may go well another time
+RETRIED = (QueueFull, NotReady, WorkerLost, DiskFull, BackendUnavailable, JobsUnavailable)  # may go well another time
 SWEEP_S, STORE_RETRY_S = 60.0, 10.0
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -46,7 +47,8 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 class JobConfig:
     """How the engine runs."""
 
-    workers: int = 1  # jobs at one time
+    workers: int = 1  # jobs of one kind at one time
+    workers_of: Mapping[str, int] = field(default_factory=dict)  # kind -> the same, where it is another number
     unfinished: int = 1000  # most jobs that wait or run
     keep_s: float = 86400.0  # finished jobs and their files are deleted after
     attempts: int = 5  # runs of a job whose failure may pass
@@ -65,18 +67,49 @@ class JobObserver:
         """A job that was running when the service died goes on."""
 
 
+class Later(Exception):
+    """Raised by a handler that cannot go on now: the job waits `wait_s` and is run again, however often."""
+
+    def __init__(self, reason: MedRestoreError, wait_s: float) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+        self.wait_s = wait_s
+
+
+class Blocked(Exception):
+    """Raised by a handler that cannot go on until somebody acts: the job rests until `JobEngine.retry`."""
+
+    def __init__(self, reason: MedRestoreError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
 class Run:
     """What a handler gets: one run of one job."""
 
-    def __init__(self, job: Job, folder: Path, advance: Callable[[int, int], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        folder: Path,
+        advance: Callable[[int, int], Awaitable[None]],
+        enter: Callable[[str], Awaitable[None]],
+    ) -> None:
         self.id = job.id
         self.parameters = job.parameters
+        self.created = job.created
+        self.waits = job.waits  # times that the job had to wait since it last got on
+        self.waiting_since = job.waiting_since
         self.folder = folder
         self._advance = advance
+        self._enter = enter
 
     async def progress(self, done: int, total: int) -> None:
         """Tells how far the work is, in steps of the handler's own."""
         await self._advance(done, total)
+
+    async def phase(self, word: str) -> None:
+        """Tells what the work is about from now on."""
+        await self._enter(word)
 
 
 Handler = Callable[[Run], Awaitable[dict[str, Any]]]
@@ -98,48 +131,59 @@ class JobEngine:
         self._handlers = handlers
         self._observer = observer or JobObserver()
         self._store: Store
-        self._counts: dict[State, int] = {}
+        self._held = ExitStack()  # the folder and the store, while they are ours
+        self._counts = dict.fromkeys(State, 0)
+        self._owed: dict[str, float] = {}  # jobs to put back, when they are due: the store could not be written
         self._running: dict[str, asyncio.Task[None]] = {}
         self._workers: list[asyncio.Task[None]] = []
         self._sweeper: asyncio.Task[None]
         self._bells: dict[str, set[asyncio.Event]] = {}  # rung when a job changes
-        self._work = asyncio.Event()  # set when there may be something to run
+        self._work = {kind: asyncio.Event() for kind in handlers}  # set when there may be something to run
         self._stopping = False
 
     # -- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Takes the folder and goes on where the last service was. Raises JobsUnavailable."""
-        await asyncio.to_thread(self.folder.open)
         try:
-            self._store = await asyncio.to_thread(Store, self.folder.root / "jobs.sqlite3")
+            await whole(asyncio.to_thread(self._open))
+            for job in await self._ask(self._store.recover):
+                await self._resume(job)
+            known = await self._ask(self._store.ids)
+            await whole(asyncio.to_thread(self.folder.delete_strangers, known))
         except BaseException:
-            self.folder.close()
+            self._held.close()
             raise
-        for job in await self._ask(self._store.recover):
-            await self._resume(job)
-        known = await self._ask(self._store.ids)
-        await asyncio.to_thread(self.folder.delete_strangers, known)
         await self._count()
-        self._workers = [asyncio.create_task(self._serve(), name="jobs") for _ in range(self.config.workers)]
+        self._workers = [
+            asyncio.create_task(self._serve(kind), name=f"jobs {kind}")
+            for kind in self._handlers
+            for _ in range(self.config.workers_of.get(kind, self.config.workers))
+        ]
         self._sweeper = asyncio.create_task(self._sweep(), name="jobs that are over")
 
     async def stop(self) -> None:
         """Puts running jobs back into the queue and ends every `watch`."""
         self.close()
-        self._work.set()
+        for work in self._work.values():
+            work.set()
         self._sweeper.cancel()
         for task in self._running.values():
             task.cancel()
         await asyncio.gather(self._sweeper, *self._workers, return_exceptions=True)
-        self._store.close()
-        self.folder.close()
+        await asyncio.to_thread(self._held.close)  # waits for who still asks the store
 
     def close(self) -> None:
         """Ends every `watch`, and starts no more jobs; those that run go on until `stop`."""
         self._stopping = True
         for id in list(self._bells):
             self._ring(id)
+
+    def _open(self) -> None:
+        self.folder.open()
+        self._held.callback(self.folder.close)
+        self._store = Store(self.folder.root / "jobs.sqlite3")
+        self._held.callback(self._store.close)
 
     async def _resume(self, job: Job) -> None:
         if job.deaths >= self.config.deaths:
@@ -162,34 +206,64 @@ class JobEngine:
 
     def check(self) -> None:
         """Whether one job more may wait. Raises QueueFull."""
-        unfinished = self._counts[State.QUEUED] + self._counts[State.RUNNING]
+        unfinished = sum(count for state, count in self._counts.items() if not state.final)
         if unfinished >= self.config.unfinished:
             raise QueueFull("jobs", 60.0)
 
     async def submit(
-        self, id: str, kind: str, parameters: dict[str, Any], total: int | None = None, key: str | None = None
+        self,
+        id: str,
+        kind: str,
+        parameters: dict[str, Any],
+        total: int | None = None,
+        key: str | None = None,
+        asked: Mapping[str, Any] | None = None,
     ) -> Job:
         """Queues a job whose folder holds what its handler needs. Once this returns, the job survives anything.
 
-        Where `key` was used before, that job is given and this folder deleted. Raises OptionError
-        where it was used for something else, and what `check` raises.
+        Where `key` was used before, that job is given; raises OptionError where it was `asked` for something else
+        (see `same`; None: all parameters), and what `check` raises. The folder is the job's from now on, whatever
+        becomes of the caller, and is deleted where it becomes no job.
         """
         if kind not in self._handlers:
             raise ValueError(f"no handler for jobs of kind {kind!r}")
-        self.check()
-        job = await self._ask(self._store.add, id, kind, parameters, total, key)
-        if job.id != id:
-            await asyncio.to_thread(self.folder.delete, id)
-            return same(job, kind, parameters)
-        event("job accepted", job=id, kind=kind, steps=total)
-        await self._count()
-        self._work.set()
+        job = await whole(self._accept(id, kind, parameters, total, key))
+        return job if job.id == id else same(job, kind, parameters if asked is None else asked)
+
+    async def _accept(self, id: str, kind: str, parameters: dict[str, Any], total: int | None, key: str | None) -> Job:
+        """The new job, or the one that the key named before."""
+        job: Job | None = None
+        try:
+            self.check()
+            job = await self._ask(self._store.add, id, kind, parameters, total, key)
+        finally:
+            if job is None or job.id != id:
+                await asyncio.to_thread(self.folder.delete, id)
+        if job.id == id:
+            event("job accepted", job=id, kind=kind, steps=total)
+            self._work[kind].set()
+            await self._count()
         return job
 
-    async def known(self, key: str, kind: str, parameters: dict[str, Any]) -> Job | None:
-        """The job that was made under an idempotency key. Raises OptionError where it was another kind of work."""
+    async def retry(self, id: str) -> Job:
+        """Has a job run again: at once where it has ended, waits or is blocked, after this run where it runs.
+
+        Raises JobNotFound.
+        """
+        await self.get(id)
+        job = await self._ask(self._store.retry, id)
+        if job is None:
+            raise JobNotFound("the job was deleted just now")
+        event("job queued again", job=id, kind=job.kind)
+        await self._count()
+        self._work[job.kind].set()
+        self._ring(id)
+        return job
+
+    async def known(self, key: str, kind: str, asked: Mapping[str, Any]) -> Job | None:
+        """The job that was made under an idempotency key. Raises OptionError where it was `asked` for other work."""
         job = await self._ask(self._store.find_by_key, key)
-        return job and same(job, kind, parameters)
+        return job and same(job, kind, asked)
 
     async def get(self, id: str) -> Job:
         """Raises JobNotFound."""
@@ -200,6 +274,17 @@ class JobEngine:
 
     async def newest(self, count: int) -> list[Job]:
         return await self._ask(self._store.newest, count)
+
+    async def page(
+        self,
+        kind: str,
+        count: int,
+        status: str | None = None,
+        parameter: tuple[str, str] | None = None,
+        before: tuple[float, str] | None = None,
+    ) -> list[Job]:
+        """See `Store.page`."""
+        return await self._ask(self._store.page, kind, count, status, parameter, before)
 
     async def watch(self, id: str, every_s: float) -> AsyncIterator[Job]:
         """The job as it is now, then after each change and at least `every_s`, until it has ended or the service stops.
@@ -226,36 +311,46 @@ class JobEngine:
     async def delete(self, id: str) -> None:
         """Cancels a job that has not ended, and forgets one that has; deletes its files. Raises JobNotFound."""
         job = await self.get(id)
-        if job.state.final:
-            await self._ask(self._store.remove, id)
-        else:
-            await self._finish(job, State.CANCELLED)
-            if task := self._running.get(id):
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        if not job.state.final:
+            await self.cancel(id)
+            return
+        await self._ask(self._store.remove, id)
         await asyncio.to_thread(self.folder.delete, id)
         await self._count()
         self._ring(id)
 
+    async def cancel(self, id: str) -> Job:
+        """Ends a job that has not ended, and deletes its files. Raises JobNotFound."""
+        job = await self.get(id)
+        if not job.state.final:
+            await self._finish(job, State.CANCELLED)
+            if task := self._running.get(id):
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            await asyncio.to_thread(self.folder.delete, id)
+        return await self.get(id)
+
     # -- work ---------------------------------------------------------------------------------
 
-    async def _serve(self) -> None:
+    async def _serve(self, kind: str) -> None:
         """One of the workers: runs what is due."""
+        work = self._work[kind]
         while not self._stopping:
-            self._work.clear()
+            work.clear()
             try:
-                if job := await self._ask(self._store.claim):
-                    self._work.set()  # there may be more than this one, for another worker
+                await self._put_back()
+                if job := await self._ask(self._store.claim, kind):
+                    work.set()  # there may be more than this one, for another worker
                     await self._take(job)
                     continue
-                due = await self._ask(self._store.next_due)
+                due = await self._ask(self._store.next_due, kind)
                 wait_s = None if due is None else max(0.05, due - time.time())
-            except sqlite3.Error as error:  # a full disk, most likely: what is in the file stays as it is
+            except Exception as error:  # noqa: BLE001  (a full disk, most likely: what is in the file stays as it is)
                 event("jobs cannot be written", logging.ERROR, **places(error))
                 wait_s = STORE_RETRY_S
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
-                    await self._work.wait()
+                    await work.wait()
 
     async def _take(self, job: Job) -> None:
         """Runs a job; one that the service's stop cuts off is queued again."""
@@ -267,8 +362,21 @@ class JobEngine:
         if not task.cancelled() and task.exception() is None:
             return
         wait_s = 0.0 if task.cancelled() else STORE_RETRY_S  # the store failed: what the run did is in its folder
-        if await self._ask(self._store.postpone, job.id, time.time() + wait_s):
-            event("job put back", job=job.id, kind=job.kind)
+        self._owed[job.id] = time.time() + wait_s
+        await self._put_back()
+
+    async def _put_back(self) -> None:
+        """Queues what nobody works on any more, and the store says to be running."""
+        while self._owed:
+            id, due = self._owed.popitem()  # taken, so that no other worker puts it back again later
+            try:
+                job = await self._ask(self._store.postpone, id, due)
+            except MedRestoreError:
+                self._owed[id] = due
+                raise
+            if job:
+                event("job put back", job=id, kind=job.kind)
+                self._ring(id)
 
     async def _run(self, job: Job) -> None:
         """One run, to the end of the job or to its next attempt; nothing, where it was cancelled just now."""
@@ -278,9 +386,18 @@ class JobEngine:
         await self._count()
         self._ring(job.id)
         event("job started", job=job.id, kind=job.kind, attempt=job.attempts)
-        run = Run(job, self.folder.of(job.id), lambda done, total: self._advance(job.id, done, total))
+        run = Run(
+            job,
+            self.folder.of(job.id),
+            lambda done, total: self._advance(job.id, done, total),
+            lambda word: self._enter(job.id, word),
+        )
         try:
             outcome = await self._handlers[job.kind](run)
+        except Later as later:
+            await self._wait(job, later)
+        except Blocked as blocked:
+            await self._block(job, blocked.reason)
         except MedRestoreError as error:
             await self._fail(job, error)
         except OSError as error:
@@ -305,6 +422,19 @@ class JobEngine:
         await self._count()
         self._ring(job.id)
 
+    async def _wait(self, job: Job, later: Later) -> None:
+        await self._ask(self._store.wait, job.id, time.time() + later.wait_s, of_job(job.id, later.reason))
+        reason, wait_s = str(later.reason), round(later.wait_s, 1)
+        event("job waits", logging.WARNING, job=job.id, kind=job.kind, reason=reason, wait_s=wait_s)
+        await self._count()
+        self._ring(job.id)
+
+    async def _block(self, job: Job, reason: MedRestoreError) -> None:
+        await self._ask(self._store.block, job.id, of_job(job.id, reason))
+        event("job blocked", logging.ERROR, job=job.id, kind=job.kind, reason=str(reason))
+        await self._count()
+        self._ring(job.id)
+
     async def _fail_unexpected(self, job: Job, error: Exception) -> None:
         event("unexpected error", logging.ERROR, job=job.id, kind=job.kind, **places(error))
         await self._finish(job, State.FAILED, problem=of_job_unexpected(job.id))
@@ -315,6 +445,11 @@ class JobEngine:
         """The one place that ends a job; nothing, where it has ended."""
         ended = await self._ask(self._store.finish, job.id, state, outcome, problem)
         if ended is None:
+            return
+        if not ended.state.final:  # it is to be run again
+            self._work[job.kind].set()
+            await self._count()
+            self._ring(job.id)
             return
         duration_s = None if ended.started is None or ended.finished is None else ended.finished - ended.started
         self._observer.job_finished(job.kind, state, duration_s)
@@ -328,15 +463,19 @@ class JobEngine:
         await self._ask(self._store.advance, id, done, total)
         self._ring(id)
 
+    async def _enter(self, id: str, phase: str) -> None:
+        await self._ask(self._store.enter, id, phase)
+        self._ring(id)
+
     async def _sweep(self) -> None:
         """Deletes jobs whose time is over, now and then."""
         while True:
-            with suppress(sqlite3.Error):  # next time
+            with suppress(MedRestoreError):  # next time
                 for job in await self._ask(self._store.finished_before, time.time() - self.config.keep_s):
                     await asyncio.to_thread(self.folder.delete, job.id)
                     await self._ask(self._store.remove, job.id)
                     event("job forgotten", job=job.id, kind=job.kind)
-                await self._count()
+            await self._count()
             await asyncio.sleep(min(SWEEP_S, self.config.keep_s))
 
     def _ring(self, id: str) -> None:
@@ -344,15 +483,20 @@ class JobEngine:
             bell.set()
 
     async def _count(self) -> None:
-        self._counts = await self._ask(self._store.counts)
+        with suppress(MedRestoreError):  # they will be told next time
+            self._counts = await self._ask(self._store.counts)
 
     async def _ask(self, method: Callable[..., T], *values: Any) -> T:
         """Calls the store off the event loop, to its end even where the caller is cancelled meanwhile."""
-        return await asyncio.shield(asyncio.to_thread(method, *values))
+        return await whole(asyncio.to_thread(method, *values))
 
 
-def same(job: Job, kind: str, parameters: dict[str, Any]) -> Job:
-    """The job, once it is what was asked for. Raises OptionError."""
-    if (job.kind, job.parameters) != (kind, parameters):
+def same(job: Job, kind: str, asked: Mapping[str, Any]) -> Job:
+    """The job, once it is what was asked for: of its kind, and made with these parameters. Raises OptionError.
+
+    Parameters that are not among those asked for were found for the caller, and may be found otherwise next time.
+    """
+    made_with = {name: job.parameters.get(name) for name in asked}
+    if job.kind != kind or made_with != asked:
         raise OptionError("this Idempotency-Key was used for a job with other options; use a new one for each job")
     return job

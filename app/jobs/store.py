@@ -3,7 +3,10 @@
     queued ──> running ──> done
       ^  │        │ ├────> failed
       │  └────────┼─┴────> cancelled
-      └───────────┘ again later, or after the service's death
+      ├───────────┤ again later, or after the service's death
+      └─ blocked <┘ until somebody acts
+
+`retry` queues a job anew, whatever its state; one that runs is queued at its end.
 
 A row holds no image content and no name out of an image. Every change counts `revision` up.
 """
@@ -15,13 +18,14 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from app.errors import JobsUnavailable
+from app.errors import DiskFull, JobsUnavailable
 
 # Step n brings a file from schema n to n + 1 (`PRAGMA user_version`). Steps are added, never changed.
 MIGRATIONS = (
@@ -46,6 +50,24 @@ MIGRATIONS = (
     CREATE INDEX job_by_age ON job (created);""",
     """ALTER TABLE job ADD COLUMN idempotency TEXT;
     CREATE UNIQUE INDEX job_by_idempotency ON job (idempotency);""",
+    """ALTER TABLE job ADD COLUMN phase TEXT;
+    ALTER TABLE job ADD COLUMN waits INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE job ADD COLUMN waiting_since REAL;
+    ALTER TABLE job ADD COLUMN again INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE pacs_instance (
+        job TEXT NOT NULL,
+        source TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        derived TEXT NOT NULL,
+        state TEXT NOT NULL,
+        reason TEXT,
+        attempts INTEGER NOT NULL DEFAULT 0,
+        digest TEXT,
+        PRIMARY KEY (job, source)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX pacs_instance_by_position ON pacs_instance (job, position);
+    CREATE TRIGGER pacs_instances_go_with_their_job AFTER DELETE ON job
+        BEGIN DELETE FROM pacs_instance WHERE job = old.id; END;""",
 )
 BUSY_S = 10.0  # wait for another process's change, such as a backup's
 
@@ -55,6 +77,7 @@ class State(StrEnum):
 
     QUEUED = "queued"
     RUNNING = "running"
+    BLOCKED = "blocked"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -83,27 +106,31 @@ class Job:
     started: float | None  # of the first run
     finished: float | None
     outcome: dict[str, Any] | None  # what the handler gave
-    problem: dict[str, Any] | None  # RFC 9457, where it failed
+    problem: dict[str, Any] | None  # RFC 9457, where it failed, waits or is blocked
+    phase: str | None = None  # what a run is about, in its handler's own word; "waiting" between two runs
+    waits: int = 0  # times it had to wait since it last got on
+    waiting_since: float | None = None  # the first of them
+    again: int = 0  # 1 where it is to be run again after this run
 
 
 class Store:
-    """All methods may be called from any thread; each is one transaction, on the disk when it returns."""
+    """All methods may be called from any thread; each is one transaction, on the disk when it returns.
+
+    All raise JobsUnavailable where the file cannot be read or written, and DiskFull where there is no room for it.
+    """
 
     def __init__(self, path: Path, migrations: Sequence[str] = MIGRATIONS) -> None:
         """Opens the file, or makes it, and brings its schema up to date. Raises JobsUnavailable."""
-        path.touch(mode=0o600)
         self._lock = threading.Lock()
-        self._connection = sqlite3.connect(path, BUSY_S, isolation_level=None, check_same_thread=False)
-        self._connection.row_factory = sqlite3.Row
-        try:
+        with ExitStack() as stack, _translated():
+            path.touch(mode=0o600)
+            self._connection = sqlite3.connect(path, BUSY_S, isolation_level=None, check_same_thread=False)
+            stack.callback(self._connection.close)
+            self._connection.row_factory = sqlite3.Row
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
             migrate(self._connection, migrations)
-        except (sqlite3.Error, JobsUnavailable) as exc:
-            self._connection.close()
-            if isinstance(exc, JobsUnavailable):
-                raise
-            raise JobsUnavailable(f"{path.name} cannot be used: {exc}") from exc
+            stack.pop_all()
 
     def close(self) -> None:
         with self._lock:
@@ -123,18 +150,39 @@ class Store:
 
     def counts(self) -> dict[State, int]:
         """Number of jobs in each state."""
-        with self._lock:
-            rows = self._connection.execute("SELECT state, count(*) FROM job GROUP BY state").fetchall()
+        rows = self._rows("SELECT state, count(*) FROM job GROUP BY state")
         return dict.fromkeys(State, 0) | {State(state): count for state, count in rows}
 
     def ids(self) -> set[str]:
-        with self._lock:
-            return {id for (id,) in self._connection.execute("SELECT id FROM job")}
+        return {id for (id,) in self._rows("SELECT id FROM job")}
 
-    def next_due(self) -> float | None:
+    def page(
+        self,
+        kind: str,
+        count: int,
+        status: str | None = None,
+        parameter: tuple[str, str] | None = None,
+        before: tuple[float, str] | None = None,
+    ) -> list[Job]:
+        """The newest jobs of a kind: those of a `status`, with a parameter's value, older than (created, id)."""
+        name, value = parameter or (None, None)
+        return self._all(
+            "SELECT * FROM job WHERE kind = ?1 AND (?2 IS NULL OR coalesce(phase, state) = ?2) "
+            "AND (?3 IS NULL OR json_extract(parameters, '$.' || ?3) = ?4) "
+            "AND (?5 IS NULL OR (created, id) < (?5, ?6)) ORDER BY created DESC, id DESC LIMIT ?7",
+            kind,
+            status,
+            name,
+            value,
+            *(before or (None, None)),
+            count,
+        )
+
+    def next_due(self, kind: str | None = None) -> float | None:
         """When the next queued job may run; None without any."""
-        with self._lock:
-            (due,) = self._connection.execute("SELECT min(due) FROM job WHERE state = 'queued'").fetchone()
+        [(due,)] = self._rows(
+            "SELECT min(due) FROM job WHERE state = 'queued' AND (?1 IS NULL OR kind = ?1)", kind
+        )
         return None if due is None else float(due)
 
     def finished_before(self, moment: float) -> list[Job]:
@@ -155,32 +203,74 @@ class Store:
         assert found is not None
         return found
 
-    def claim(self) -> Job | None:
-        """Takes the oldest job that is due: it runs from now on."""
+    def claim(self, kind: str | None = None) -> Job | None:
+        """Takes the oldest job that is due, of a `kind`: it runs from now on."""
         now = time.time()
         return self._one(
-            "UPDATE job SET state = 'running', revision = revision + 1, attempts = attempts + 1, "
-            "started = coalesce(started, ?) WHERE id = "
-            "(SELECT id FROM job WHERE state = 'queued' AND due <= ? ORDER BY created, id LIMIT 1) RETURNING *",
+            "UPDATE job SET state = 'running', phase = NULL, again = 0, revision = revision + 1, "
+            "attempts = attempts + 1, started = coalesce(started, ?1) WHERE id = (SELECT id FROM job "
+            "WHERE state = 'queued' AND due <= ?1 AND (?2 IS NULL OR kind = ?2) ORDER BY created, id LIMIT 1) "
+            "RETURNING *",
             now,
-            now,
+            kind,
         )
 
     def advance(self, id: str, progress: int, total: int) -> Job | None:
-        """Notes the progress of a running job, which forgives it all deaths; None where it runs no more."""
+        """Notes the progress of a running job, which forgives it all deaths and waits; None where it runs no more."""
         return self._one(
-            "UPDATE job SET progress = ?, total = ?, revision = revision + 1, "
-            "deaths = CASE WHEN ? > progress THEN 0 ELSE deaths END WHERE id = ? AND state = 'running' RETURNING *",
+            "UPDATE job SET progress = ?1, total = ?2, revision = revision + 1, "
+            "deaths = CASE WHEN ?1 > progress THEN 0 ELSE deaths END, "
+            "waits = CASE WHEN ?1 > progress THEN 0 ELSE waits END, "
+            "waiting_since = CASE WHEN ?1 > progress THEN NULL ELSE waiting_since END "
+            "WHERE id = ?3 AND state = 'running' RETURNING *",
             progress,
             total,
-            progress,
+            id,
+        )
+
+    def enter(self, id: str, phase: str) -> Job | None:
+        """Notes what a running job is about."""
+        return self._one(
+            "UPDATE job SET phase = ?, revision = revision + 1 WHERE id = ? AND state = 'running' RETURNING *",
+            phase,
+            id,
+        )
+
+    def wait(self, id: str, due: float, problem: dict[str, Any]) -> Job | None:
+        """Queues a running job again, for `due` or later, without counting its run as an attempt."""
+        return self._one(
+            "UPDATE job SET state = 'queued', phase = 'waiting', due = ?, problem = ?, attempts = attempts - 1, "
+            "waits = waits + 1, waiting_since = coalesce(waiting_since, ?), revision = revision + 1 "
+            "WHERE id = ? AND state = 'running' RETURNING *",
+            due,
+            json.dumps(problem),
+            time.time(),
+            id,
+        )
+
+    def block(self, id: str, problem: dict[str, Any]) -> Job | None:
+        """Has a running job rest until `retry`."""
+        return self._one(
+            "UPDATE job SET state = 'blocked', phase = NULL, problem = ?, attempts = attempts - 1, "
+            "revision = revision + 1 WHERE id = ? AND state = 'running' RETURNING *",
+            json.dumps(problem),
+            id,
+        )
+
+    def retry(self, id: str) -> Job | None:
+        """Queues a job anew, to run at once; one that runs, once it has ended well. None where there is none."""
+        return self._one(
+            "UPDATE job SET again = (state = 'running'), phase = CASE state WHEN 'running' THEN phase END, "
+            "state = CASE state WHEN 'running' THEN state ELSE 'queued' END, due = ?, attempts = 0, deaths = 0, "
+            "waits = 0, waiting_since = NULL, finished = NULL, revision = revision + 1 WHERE id = ? RETURNING *",
+            time.time(),
             id,
         )
 
     def postpone(self, id: str, due: float) -> Job | None:
         """Queues a running job again, for `due` or later."""
         return self._one(
-            "UPDATE job SET state = 'queued', due = ?, revision = revision + 1 "
+            "UPDATE job SET state = 'queued', phase = NULL, due = ?, revision = revision + 1 "
             "WHERE id = ? AND state = 'running' RETURNING *",
             due,
             id,
@@ -193,10 +283,14 @@ class Store:
         outcome: dict[str, Any] | None = None,
         problem: dict[str, Any] | None = None,
     ) -> Job | None:
-        """Ends a job that has not ended; None where it has. Only a running one becomes done."""
+        """Ends a job that has not ended; None where it has. Only a running one becomes done, or, where it is to be
+        run again, queued. The outcome may have a `phase`, by which the end is known."""
         return self._one(
-            "UPDATE job SET state = ?1, finished = ?2, outcome = ?3, problem = ?4, revision = revision + 1 "
-            "WHERE id = ?5 AND (state = 'running' OR (state = 'queued' AND ?1 != 'done')) RETURNING *",
+            "UPDATE job SET state = CASE WHEN ?1 = 'done' AND again THEN 'queued' ELSE ?1 END, "
+            "phase = CASE WHEN ?1 = 'done' AND NOT again THEN json_extract(?3, '$.phase') END, "
+            "finished = CASE WHEN ?1 = 'done' AND again THEN NULL ELSE ?2 END, "
+            "outcome = ?3, problem = ?4, waiting_since = NULL, revision = revision + 1 "
+            "WHERE id = ?5 AND (state = 'running' OR (state IN ('queued', 'blocked') AND ?1 != 'done')) RETURNING *",
             state,
             time.time(),
             None if outcome is None else json.dumps(outcome),
@@ -207,7 +301,7 @@ class Store:
     def recover(self) -> list[Job]:
         """Queues what was running when the service died, each with one death more; gives those jobs."""
         return self._all(
-            "UPDATE job SET state = 'queued', deaths = deaths + 1, revision = revision + 1 "
+            "UPDATE job SET state = 'queued', phase = NULL, deaths = deaths + 1, revision = revision + 1 "
             "WHERE state = 'running' RETURNING *"
         )
 
@@ -221,8 +315,27 @@ class Store:
         return found[0] if found else None
 
     def _all(self, statement: str, *values: Any) -> list[Job]:
-        with self._lock:
-            return [_job(row) for row in self._connection.execute(statement, values).fetchall()]
+        with _translated():
+            return [_job(row) for row in self._rows(statement, *values)]
+
+    def _rows(self, statement: str, *values: Any) -> list[sqlite3.Row]:
+        with _translated(), self._lock:
+            return self._connection.execute(statement, values).fetchall()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Failures of the file as errors of the service. SQLite's messages name no values; those of others might."""
+    try:
+        yield
+    except sqlite3.Error as exc:
+        if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise DiskFull("the disk of the jobs' database is full") from exc
+        raise JobsUnavailable(f"the jobs' database cannot be used: {exc}") from exc
+    except OSError as exc:
+        raise JobsUnavailable(f"the jobs' database cannot be used: {exc.strerror}") from exc
+    except (LookupError, TypeError, ValueError) as exc:  # rows that this program did not write
+        raise JobsUnavailable("the jobs' database holds what is no job") from exc
 
 
 def migrate(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:
