@@ -57,9 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(words: list[str], debug: bool) -> int:
-    """Dispatches; what follows a command of `TRAINING` is parsed by `training` itself."""
+    """Dispatches; what follows `pacs` or a command of `TRAINING` is parsed where it is run."""
     if words and words[0] in TRAINING:
         return int(import_module(f"training.{MODULES.get(words[0], words[0])}").main(words[1:]) or DONE)
+    if words and words[0] == "pacs":
+        return int(import_module("app.pacs.command").main(words[1:]))
     arguments = build_parser().parse_args(words)
     arguments.debug = debug
     return int(arguments.run(arguments))
@@ -113,6 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--backend", choices=("onnx", "openvino", "torchscript"))
         command.set_defaults(run=run_restore)
 
+    commands.add_parser("pacs", help="ask and command a running service that works with a PACS", add_help=False)
     bundles = commands.add_parser("bundles", help="list, verify or promote the model bundles")
     bundles.add_argument("action", choices=("list", "verify", "promote"))
     bundles.add_argument("reference", nargs="?", metavar="NAME@VERSION", help="which to promote, or to roll back to")

@@ -63,6 +63,7 @@ TABLE: dict[str, Scope | Rule] = {
     "/v2/health/ready": Rule.OPEN,
     "/pacs": Scope.PACS,
     "/pacs/events": Rule.HOOK,
+    "/pacs/route": Scope.ADMIN,
     "/dicomweb": Scope.PACS,
 }
 

@@ -17,7 +17,7 @@ def choose(accept: str | None, formats: Sequence[str]) -> str:
     Raises NotAcceptable, with the media types that could be had.
     """
     ranges = parse_accept(accept)
-    weights = [_weight(MEDIA_TYPES[format], ranges) for format in formats]
+    weights = [weight(MEDIA_TYPES[format], ranges) for format in formats]
     best = max(weights, default=0.0)
     if best <= 0:
         raise NotAcceptable([MEDIA_TYPES[format] for format in formats])
@@ -35,7 +35,7 @@ def parse_accept(accept: str | None) -> dict[str, float]:
     return ranges
 
 
-def _weight(media_type: str, ranges: dict[str, float]) -> float:
+def weight(media_type: str, ranges: dict[str, float]) -> float:
     """Quality by the most specific range that matches."""
     for name in (media_type, media_type.split("/")[0] + "/*", "*/*"):
         if name in ranges:

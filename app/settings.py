@@ -10,9 +10,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    StringConstraints,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 import models
@@ -21,10 +30,13 @@ from models.errors import OptionError
 from models.imaging.image import Limits
 from models.imaging.policy import DEFAULT, LARGEST_IS, ImageType, Policy, Qualification
 
+AeTitle = Annotated[str, StringConstraints(pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")]  # PS3.5 6.2
 PREFIX = "MEDRESTORE_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
 CONFIG_FILE = "medrestore.toml"
-OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, PREFIX + "SHARED"})  # read elsewhere: the file's path, the tests' data
+OTHER_VARIABLES = frozenset(  # read elsewhere: the file's path, the tests' data, what `medrestore pacs` talks to
+    {CONFIG_VARIABLE, PREFIX + "SHARED", PREFIX + "URL", PREFIX + "KEY"}
+)
 SHIPPED_BUNDLES = Path(models.__file__).parent / "bundles"
 
 
@@ -130,6 +142,24 @@ class Settings(BaseSettings):
     pacs: dict[PeerName, Peer] = Field(
         default={}, description="PACS by name, a table `[pacs.NAME]` each (as a variable: JSON); none, no integration"
     )
+    pacs_rules: Path | None = Field(
+        default=None, description="TOML file of rules: what is restored without a call; read again when it changes"
+    )
+    pacs_poll_s: PositiveFloat = Field(default=5.0, description="looks for new series in each PACS, seconds")
+    pacs_stable_s: PositiveFloat = Field(
+        default=60.0, description="a series of a PACS without `orthanc` is whole after so many seconds without change"
+    )
+    pacs_days: PositiveInt = Field(default=2, description="days back that such a PACS is asked for, by StudyDate")
+    door_bytes: PositiveInt = Field(default=4 * 1024**3, description="largest body of `POST /dicomweb/studies`, bytes")
+    door_instances: PositiveInt = Field(default=5000, description="most instances of one body, or one association")
+    dimse_port: int | None = Field(
+        default=None, ge=0, le=65535, description="TCP port that C-STORE is taken on (extra `dimse`); unset, it is not"
+    )
+    dimse_host: str = Field(default="127.0.0.1", description="address to listen on for it")
+    dimse_aet: AeTitle = Field(default="MEDRESTORE", description="application entity title that callers must name")
+    dimse_calling: list[AeTitle] = Field(default=[], description="titles of those who may send; nobody else may")
+    dimse_associations: PositiveInt = Field(default=4, description="senders at one time")
+    dimse_idle_s: PositiveFloat = Field(default=60.0, description="a silent sender is cut off after, seconds")
     dicom_image_type: ImageType = Field(
         default=DEFAULT.image_type, description="ImageType value 2 of derived single-frame DICOM objects"
     )

@@ -112,9 +112,7 @@ class Instances:
     def verify(self, job: str) -> None:
         """All that is stored is verified."""
         with self._changing() as connection:
-            connection.execute(
-                "UPDATE pacs_instance SET state = 'verified' WHERE job = ? AND state = 'stored'", (job,)
-            )
+            connection.execute("UPDATE pacs_instance SET state = 'verified' WHERE job = ? AND state = 'stored'", (job,))
 
     def failed_once(self, job: str, source: str, most: int, reason: str) -> None:
         """Counts an attempt at an instance, which fails with `reason` at the last of `most`."""

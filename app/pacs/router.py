@@ -21,10 +21,10 @@ from app.log import event, places
 from app.pacs.candidate import Candidate
 from app.pacs.errors import PacsError
 from app.pacs.feed import Feed
+from app.pacs.header import kind_of
 from app.pacs.rule import Route, Work
 from app.pacs.rulebook import Rulebook
 from models.errors import MedRestoreError
-from models.imaging.dicom import kind_of
 
 BACKOFF_S, BACKOFF_MOST_S = 1.0, 60.0
 LATER = (QueueFull, NotReady, DiskFull, JobsUnavailable)  # the service's own troubles: the series waits for them

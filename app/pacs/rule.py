@@ -91,13 +91,21 @@ class When(_Table):
         )
 
 
+class WorkOptions(_Table):
+    """Options of the work; left out, the service's own."""
+
+    strength: float | None = Field(default=None, ge=0, le=1.5)
+    sigma: float | None = Field(default=None, gt=0)
+    precision: Literal["exact", "fast"] | None = None
+
+
 class Work(_Table):
     """What is done to a series, in the words of `POST /pacs/jobs`."""
 
     operation: Literal["denoise", "superresolve"]
     scale: Literal[2, 4] | None = None
     model: str | None = Field(default=None, min_length=1)
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: WorkOptions = WorkOptions()
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
@@ -105,8 +113,8 @@ class Work(_Table):
             raise ValueError("scale belongs to superresolve; denoise keeps rows and columns")
         if self.operation == "superresolve" and self.scale is None:
             raise ValueError("superresolve needs scale = 2 or scale = 4")
-        if self.operation == "superresolve" and (given := {"strength", "sigma"} & self.options.keys()):
-            raise ValueError(f"{' and '.join(sorted(given))} belong to denoise")
+        if self.operation == "superresolve" and (self.options.strength, self.options.sigma) != (None, None):
+            raise ValueError("strength and sigma belong to denoise")
         return self
 
 

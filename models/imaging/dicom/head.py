@@ -53,7 +53,8 @@ def read_head(path: Path, most_bytes: int) -> Head:
         if not all(UID.fullmatch(value) for value in identity):
             raise CorruptImage("an identifying UID is missing or malformed")
         attributes = {keyword: dataset.get(keyword) for keyword in ATTRIBUTES if keyword in dataset}
-        return Head(*identity, str(meta.TransferSyntaxUID), attributes)
+        study, series, sop_class, sop_instance = identity
+        return Head(study, series, sop_class, sop_instance, str(meta.TransferSyntaxUID), attributes)
 
 
 def _read(stream: BinaryIO, syntax: uid.UID, most_bytes: int) -> Dataset:

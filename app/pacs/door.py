@@ -1,0 +1,304 @@
+"""What is sent here by STOW or C-STORE: judged instance by instance, kept, and made a job for each series.
+
+A transfer (one STOW request, one association) has a folder in the spool. What a sender was told is
+accepted lies there on the disk; when the transfer ends, its files are linked into the folders of
+jobs, and only then leave the spool. A transfer that a death of the service cut off is taken up at the
+next start; the jobs have keys, so that none is made twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import sqlite3
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from app.catalogue import Catalogue
+from app.errors import JobsUnavailable
+from app.jobs.engine import JobEngine
+from app.jobs.folder import PRIVATE_FOLDER, JobFolder
+from app.log import event, places
+from app.offload import whole
+from app.pacs.candidate import Candidate
+from app.pacs.desk import order_of
+from app.pacs.forward import KIND, Delivery
+from app.pacs.rule import Door as DoorRules
+from app.pacs.rule import Work
+from app.pacs.rulebook import Rulebook
+from app.pacs.header import kind_of, read_head
+from app.pacs.request import request_of
+from app.settings import Settings
+from models.errors import CorruptImage, ImageError, ImageTooLarge, MedRestoreError, UnsupportedImage
+from models.imaging.frames import open_frames
+
+if TYPE_CHECKING:
+    from models.imaging.dicom import Head
+
+SPOOL, INCOMING = "spool", "incoming"
+RETRY_S = 30.0
+ANY_NUMBER = 2**31  # of instances, where a transfer has not ended yet
+
+# Failure Reason (0008,1197), and the status of C-STORE (PS3.18 I.2.2, PS3.4 B.2.3, PS3.7 annex C)
+OUT_OF_RESOURCES = 0xA700
+OTHER_STUDY = 0xA900  # data set does not match
+CANNOT_UNDERSTAND = 0xC000
+SYNTAX_NOT_SUPPORTED = 0xC122
+CLASS_NOT_SUPPORTED = 0x0122
+DUPLICATE = 0x0111
+NOT_TAKEN = 0x0124  # refused: not authorized; by its kind, or because no rule takes it
+NOT_RESTORABLE = 0x0110  # processing failure
+_BY_REASON = {
+    "no_pixel_data": CLASS_NOT_SUPPORTED,
+    "unsupported_pixels": CLASS_NOT_SUPPORTED,
+    "unsupported_transfer_syntax": SYNTAX_NOT_SUPPORTED,
+    "invalid_dicom": CANNOT_UNDERSTAND,
+}
+
+
+class Judgement(NamedTuple):
+    """What is said to one instance; `failure` and `reason` are None where it is accepted."""
+
+    head: Head | None  # None where the file cannot be read
+    failure: int | None
+    reason: str | None  # a slug
+
+
+@dataclass(frozen=True)
+class Series:
+    """The accepted files of one series of a transfer."""
+
+    candidate: Candidate
+    files: list[Path]
+
+
+class Transfer:
+    """One STOW request or one association. All but `path` belongs to the event loop."""
+
+    def __init__(self, door: Door, folder: Path, jobs: JobFolder) -> None:
+        self.folder = folder
+        self.count = 0  # instances so far
+        self.bytes = 0  # of them, where its owner counts
+        self._door = door
+        self._jobs = jobs
+        self._room = AsyncExitStack()
+
+    async def reserve(self) -> None:
+        """Begins to hold room on the disk. Raises DiskFull."""
+        await self._room.enter_async_context(self._jobs.promise(self.folder.name, 0))
+
+    async def cover(self, bytes: int) -> None:
+        """Holds room for so many bytes in all. Raises DiskFull, ImageTooLarge."""
+        await self._jobs.cover(self.folder.name, bytes)
+
+    async def release(self) -> None:
+        """Gives back the room that was held."""
+        await self._room.aclose()
+
+    def path(self) -> Path:
+        """Where the next instance goes."""
+        self.count += 1
+        return self.folder / f"{self.count:06}.dcm"
+
+    async def end(self) -> None:
+        """Leaves the transfer to `Door.sweep`."""
+        await self.release()
+        self._door.ended(self.folder)
+
+
+class Door:
+    """Takes transfers. Needs the folder of jobs; belongs to one event loop, but for `judge`."""
+
+    def __init__(self, jobs: JobEngine, rulebook: Rulebook, catalogue: Catalogue, settings: Settings) -> None:
+        self._jobs = jobs
+        self._catalogue = catalogue
+        self._rulebook = rulebook
+        self._settings = settings
+        self._spool = jobs.folder.root / SPOOL
+        self._open: dict[str, Transfer] = {}  # by the name of its folder
+        self._ended = asyncio.Event()  # there may be something for `sweep`
+
+    def rules(self) -> DoorRules:
+        """What is done with what comes. Raises JobsUnavailable where the door is shut."""
+        door = self._rulebook.rules().door
+        if door is None:
+            raise JobsUnavailable("nothing is taken here: the rules file has no [door]")
+        return door
+
+    async def begin(self, kind: str) -> Transfer:
+        """A new transfer; what is left of one of kind `dimse` after a crash becomes jobs at the next start.
+
+        Raises JobsUnavailable, DiskFull, OSError.
+        """
+        self.rules()
+        folder = await asyncio.to_thread(self._make, f"{kind}-{self._jobs.new_id()}")
+        transfer = Transfer(self, folder, self._jobs.folder)
+        await transfer.reserve()
+        self._open[folder.name] = transfer
+        return transfer
+
+    def incoming(self) -> Path:
+        """A folder for files that are still being received; empties it."""
+        shutil.rmtree(self._spool / INCOMING, ignore_errors=True)
+        return self._make(INCOMING)
+
+    def _make(self, name: str) -> Path:
+        self._spool.mkdir(PRIVATE_FOLDER, exist_ok=True)
+        folder = self._spool / name
+        folder.mkdir(PRIVATE_FOLDER)
+        return folder
+
+    # -- one instance -------------------------------------------------------------------------
+
+    def judge(self, path: Path, study: str | None = None) -> Judgement:
+        """Whether one file is accepted: it can be read, belongs to `study` where that is given, and something is to be
+        done with it. To be called off the event loop. Raises JobsUnavailable."""
+        door = self.rules()
+        try:
+            head = read_head(path, self._settings.limit_bytes)
+        except ImageError as error:
+            return Judgement(
+                None, OUT_OF_RESOURCES if isinstance(error, ImageTooLarge) else CANNOT_UNDERSTAND, "damaged"
+            )
+        if study is not None and head.study != study:
+            return Judgement(head, OTHER_STUDY, "other_study")
+        if door.originals:
+            return Judgement(head, None, None)
+        kind = kind_of(head.attributes)
+        if kind.name != "image":
+            unfit = kind.name in ("report", "unsupported")
+            return Judgement(head, CLASS_NOT_SUPPORTED if unfit else NOT_TAKEN, kind.name)
+        if door.work(_candidate(head, ANY_NUMBER)) is None:
+            return Judgement(head, NOT_TAKEN, "unmatched")
+        return self._restorable(path, head)
+
+    def _restorable(self, path: Path, head: Head) -> Judgement:
+        try:
+            with open_frames(path, self._settings.job_limits, self._settings.limits) as frames:
+                frames.check()
+        except ImageTooLarge:
+            return Judgement(head, OUT_OF_RESOURCES, "too_large")
+        except CorruptImage:
+            return Judgement(head, CANNOT_UNDERSTAND, "damaged")
+        except UnsupportedImage as error:
+            return Judgement(head, _BY_REASON.get(error.reason, NOT_RESTORABLE), error.reason)
+        except ImageError:
+            return Judgement(head, NOT_RESTORABLE, "unsupported")
+        return Judgement(head, None, None)
+
+    # -- one transfer -------------------------------------------------------------------------
+
+    async def close(self, folder: Path) -> list[str]:
+        """Makes jobs of a transfer that has ended, and empties its folder; the jobs' ids.
+
+        Raises QueueFull, DiskFull, JobsUnavailable, OSError: the transfer stays, to be closed another time.
+        """
+        door = self.rules()
+        ids = []
+        for series in await asyncio.to_thread(_series_of, folder, self._settings.limit_bytes):
+            work = door.work(series.candidate)
+            if work is None and not door.originals:  # fewer instances than the rule asks for, or other rules by now
+                event("series not taken at the door", logging.WARNING, instances=len(series.files))
+                continue
+            ids.append(await self._submit(folder, series, door, work))
+        await self.discard(folder)
+        return ids
+
+    async def discard(self, folder: Path) -> None:
+        """Deletes a transfer."""
+        if transfer := self._open.pop(folder.name, None):
+            await transfer.release()
+        await whole(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+
+    def ended(self, folder: Path) -> None:
+        """Leaves a transfer to `sweep`."""
+        self._open.pop(folder.name, None)
+        self._ended.set()
+
+    async def sweep(self) -> None:
+        """Makes jobs of transfers that have ended, for ever; those of a full queue or disk another time."""
+        while True:
+            self._ended.clear()
+            left = [folder for folder in await asyncio.to_thread(self._left) if folder.name not in self._open]
+            try:
+                for folder in left:
+                    await (self.close(folder) if folder.name.startswith("dimse-") else self.discard(folder))
+                await self._ended.wait()
+            except (MedRestoreError, OSError, sqlite3.Error) as error:
+                event("a transfer waits at the door", logging.WARNING, **places(error))
+                await asyncio.sleep(RETRY_S)
+
+    def _left(self) -> list[Path]:
+        return sorted(folder for folder in self._spool.glob("*") if folder.name != INCOMING)
+
+    async def _submit(self, folder: Path, series: Series, door: DoorRules, work: Work | None) -> str:
+        """Queues the job of one series, whose files stay in the spool too."""
+        self._jobs.check()
+        id = self._jobs.new_id()
+        target = await asyncio.to_thread(self._jobs.folder.make, id)
+        try:
+            await whole(asyncio.to_thread(_link, series.files, target))
+            delivery = self._delivery(series.candidate, door, work)
+            key = f"door\n{folder.name} {series.candidate.series}"
+            job = await self._jobs.submit(id, KIND, asdict(delivery), len(series.files), key)
+        except BaseException:
+            await whole(asyncio.to_thread(self._jobs.folder.delete, id))
+            raise
+        event("series taken at the door", job=job.id, instances=len(series.files), restored=work is not None)
+        return job.id
+
+    def _delivery(self, candidate: Candidate, door: DoorRules, work: Work | None) -> Delivery:
+        """Raises OptionError, BundleError."""
+        order = None if work is None else order_of(request_of(door.pacs, candidate, work), door.pacs, self._catalogue)
+        return Delivery(door.pacs, candidate.study, candidate.series, door.originals, order and order.parameters)
+
+
+def _series_of(folder: Path, most_bytes: int) -> list[Series]:
+    """The files of a transfer by series; one that a crash cut short is left out: nobody was told that it is here."""
+    found: dict[tuple[str, str], list[tuple[Path, Head]]] = {}
+    for path in sorted(folder.glob("*.dcm")):
+        try:
+            head = read_head(path, most_bytes)
+        except ImageError:
+            continue
+        found.setdefault((head.study, head.series), []).append((path, head))
+    return [_one_series(members) for members in found.values()]
+
+
+def _one_series(members: Sequence[tuple[Path, Head]]) -> Series:
+    """Judged by its first plain image, where it has one."""
+    images = [head for _, head in members if kind_of(head.attributes).name == "image"]
+    return Series(_candidate(images[0] if images else members[0][1], len(members)), [path for path, _ in members])
+
+
+def _candidate(head: Head, instances: int) -> Candidate:
+    return Candidate(head.study, head.series, instances, head.attributes)
+
+
+def keep(path: Path) -> None:
+    """Brings a file and its name to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
+def _link(files: Sequence[Path], target: Path) -> None:
+    """Gives files a second name, on the disk when this returns."""
+    for path in files:
+        os.link(path, target / path.name)
+    sync_folder(target)
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings the names in a folder to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
