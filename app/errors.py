@@ -18,7 +18,10 @@
         ├── NoResult             the job has not ended, or not well
         ├── RangeRefused         the parts that are asked for are not parts of the file
         ├── DiskFull             no room for the files of a job
-        └── JobAbandoned         the service died again and again while it worked on the job
+        ├── JobAbandoned         the service died again and again while it worked on the job
+        ├── PacsOff              no PACS is configured
+        ├── IdentityDiffers      an object is of another patient, study or series than it must be
+        └── PixelsDiffer         the PACS holds other pixels under the UID of a derived object
 
 Those of a PACS are in `app.pacs.errors`.
 
@@ -135,6 +138,20 @@ class JobAbandoned(ServiceError):
         super().__init__(f"the service died {deaths} times while it worked on this job, which is given up")
 
 
+class PacsOff(ServiceError):
+    """There is no PACS here; coming back later does not help."""
+
+    retry_after_s = None
+
+
+class IdentityDiffers(ServiceError):
+    """Nothing is stored where patient, study and series are not certain."""
+
+
+class PixelsDiffer(ServiceError):
+    """What was read back from the PACS is not what belongs under that UID."""
+
+
 class Status(NamedTuple):
     """How one class of errors is answered."""
 
@@ -174,6 +191,9 @@ STATUSES: dict[type[MedRestoreError], Status] = {
     RangeRefused: Status(416, "range", "No such part of the file"),
     DiskFull: Status(507, "disk-full", "No room for the job's files"),
     JobAbandoned: Status(500, "job-abandoned", "The service died with this job"),
+    PacsOff: Status(503, "pacs-off", "No PACS here"),
+    IdentityDiffers: Status(409, "identity-differs", "Patient, study or series are not certain"),
+    PixelsDiffer: Status(409, "pixels-differ", "The PACS holds other pixels under this UID"),
     pacs.PacsError: Status(502, "pacs", "The PACS failed"),
     pacs.PacsUnavailable: Status(503, "pacs-unavailable", "The PACS cannot be used now"),
     pacs.PacsDenied: Status(502, "pacs-denied", "The PACS does not let the service in"),

@@ -180,9 +180,7 @@ class Store:
 
     def next_due(self, kind: str | None = None) -> float | None:
         """When the next queued job may run; None without any."""
-        [(due,)] = self._rows(
-            "SELECT min(due) FROM job WHERE state = 'queued' AND (?1 IS NULL OR kind = ?1)", kind
-        )
+        [(due,)] = self._rows("SELECT min(due) FROM job WHERE state = 'queued' AND (?1 IS NULL OR kind = ?1)", kind)
         return None if due is None else float(due)
 
     def finished_before(self, moment: float) -> list[Job]:
