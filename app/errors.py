@@ -19,6 +19,9 @@
         ├── RangeRefused         the parts that are asked for are not parts of the file
         ├── DiskFull             no room for the files of a job
         ├── JobAbandoned         the service died again and again while it worked on the job
+        ├── PacsOff              no PACS is configured
+        ├── IdentityDiffers      an object is of another patient, study or series than it must be
+        ├── PixelsDiffer         the PACS holds other pixels under the UID of a derived object
         ├── AmbiguousKey         more than one API key in one request
         ├── Unauthenticated      no API key, or one that is not known or not valid any more
         ├── ScopeMissing         the API key is not for this
@@ -144,6 +147,20 @@ class JobAbandoned(ServiceError):
         super().__init__(f"the service died {deaths} times while it worked on this job, which is given up")
 
 
+class PacsOff(ServiceError):
+    """There is no PACS here; coming back later does not help."""
+
+    retry_after_s = None
+
+
+class IdentityDiffers(ServiceError):
+    """Nothing is stored where patient, study and series are not certain."""
+
+
+class PixelsDiffer(ServiceError):
+    """What was read back from the PACS is not what belongs under that UID."""
+
+
 class AmbiguousKey(ServiceError):
     """A request carries several keys, of which one would be ignored."""
 
@@ -238,6 +255,9 @@ STATUSES: dict[type[MedRestoreError], Status] = {
     RangeRefused: Status(416, "range", "No such part of the file"),
     DiskFull: Status(507, "disk-full", "No room for the job's files"),
     JobAbandoned: Status(500, "job-abandoned", "The service died with this job"),
+    PacsOff: Status(503, "pacs-off", "No PACS here"),
+    IdentityDiffers: Status(409, "identity-differs", "Patient, study or series are not certain"),
+    PixelsDiffer: Status(409, "pixels-differ", "The PACS holds other pixels under this UID"),
     AmbiguousKey: Status(400, "ambiguous-key", "More than one API key"),
     Unauthenticated: Status(401, "unauthenticated", "No valid API key"),
     ScopeMissing: Status(403, "scope-missing", "Not allowed with this API key"),

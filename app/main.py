@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
@@ -22,8 +23,9 @@ from app.head import HeadProtocol
 from app.jobs.start import working
 from app.middleware import Monitor
 from app.monitoring import Metrics
+from app.pacs.desk import attending, connected, pacs_handlers
 from app.pipeline import EXACT, FAST
-from app.routes import analyze, health, jobs, models, restore, v2
+from app.routes import analyze, health, jobs, models, pacs, restore, v2
 from app.server import Server
 from app.service import Service
 from app.settings import Settings
@@ -51,7 +53,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         service = app.state.service = await start_service(settings, metrics)
         audit.write("service started", access=settings.access)
         try:
-            async with following(service.watch, settings.repository_poll), working(service) as app.state.jobs:
+            async with (
+                following(service.watch, settings.repository_poll),
+                connected(settings.pacs, metrics.pacs_called) as connections,
+                working(service, partial(pacs_handlers, service, connections)) as app.state.jobs,
+                attending(service, connections, app.state.jobs) as app.state.pacs,
+            ):
                 yield
         finally:
             await service.engine.stop()
@@ -73,7 +80,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.draining = False
-    for routes in (restore, analyze, jobs, models, health):
+    for routes in (restore, analyze, jobs, pacs, models, health):
         app.include_router(routes.router)
         app.include_router(routes.router, prefix="/v1", include_in_schema=False)
     app.include_router(v2.router)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -30,7 +30,11 @@ from app.cache import Cache
 from app.catalogue import Catalogue
 from app.jobs.engine import JobEngine, JobObserver
 from app.jobs.store import State
+from app.schemas import PacsState
 from app.work import WorkItem
+
+if TYPE_CHECKING:
+    from app.pacs.desk import Pacs
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a time stamp beside every series, which nobody asked for
 
@@ -40,6 +44,8 @@ BYTES = tuple(4.0**power for power in range(5, 16))  # 1 KiB to 1 GiB
 LEVELS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # unit scale: full range is 1
 FILLS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)
 ITEMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+
+PACS_STATES = get_args(PacsState)
 
 
 class Metrics(EngineObserver, JobObserver):
@@ -113,6 +119,30 @@ class Metrics(EngineObserver, JobObserver):
         self.jobs_resumed = Counter(
             "medrestore_jobs_resumed", "Jobs gone on with after the service died", ["kind"], registry=r
         )
+        self.pacs_calls = Histogram(
+            "medrestore_pacs_call_duration_seconds", "Calls to a PACS", ["verb", "outcome"], buckets=SECONDS, registry=r
+        )
+        self.pacs_instances = Counter(
+            "medrestore_pacs_instances", "Instances of PACS jobs by outcome", ["outcome"], registry=r
+        )
+
+    def watch_pacs(self, pacs: Pacs) -> None:
+        """Adds the state of PACS jobs."""
+        jobs = Gauge("medrestore_pacs_jobs", "PACS jobs that are kept, by state", ["state"], registry=self.registry)
+        for state in PACS_STATES:
+            jobs.labels(state).set_function(partial(pacs.count, state))
+        waiting = Gauge(
+            "medrestore_pacs_oldest_waiting_seconds", "Wait of the PACS job that waits longest", registry=self.registry
+        )
+        waiting.set_function(lambda: pacs.oldest_waiting_s or 0.0)
+
+    def pacs_called(self, verb: str, outcome: str, seconds: float) -> None:
+        """A call to a PACS was answered or failed: status class or reason of the failure."""
+        self.pacs_calls.labels(verb, outcome).observe(seconds)
+
+    def instance_settled(self, outcome: str) -> None:
+        """An instance of a PACS job was stored, skipped, failed or gone."""
+        self.pacs_instances.labels(outcome).inc()
 
     def watch_jobs(self, jobs: JobEngine) -> None:
         """Adds the number of jobs in each state."""

@@ -255,3 +255,135 @@ class JobList(BaseModel):
     """Answer of `GET /jobs`."""
 
     jobs: list[JobStatus]
+
+
+Uid = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64, examples=["1.2.840.113619.2.1"])]
+PacsState = Literal[
+    "queued",
+    "listing",
+    "running",
+    "verifying",
+    "completed",
+    "completed_with_gaps",
+    "waiting",
+    "blocked",
+    "failed",
+    "cancelled",
+]
+InstanceState = Literal["pending", "stored", "verified", "skipped", "failed", "gone"]
+
+
+class PacsOptions(_Query):
+    """Options of a PACS job: those of the route of the operation's name."""
+
+    strength: float | None = Field(default=None, ge=0, le=1.5, description="denoise only; 1 where left out")
+    sigma: float | None = Field(default=None, gt=0, description="denoise only; as for `POST /denoise`")
+    precision: Precision
+
+
+class PacsRequest(_Query):
+    """Body of `POST /pacs/jobs`: one series, and what is to be made of it."""
+
+    pacs: str | None = Field(
+        default=None, max_length=32, description="name of a PACS in the settings; left out where there is one alone"
+    )
+    study: Uid = Field(description="StudyInstanceUID")
+    series: Uid = Field(description="SeriesInstanceUID of the source")
+    operation: Literal["denoise", "superresolve"]
+    scale: Literal[2, 4] | None = Field(default=None, description="superresolve only, which needs it")
+    model: ModelName
+    options: PacsOptions = Field(default_factory=lambda: PacsOptions.model_validate({}))
+
+
+class PacsJobsQuery(_Query):
+    """Options of `GET /pacs/jobs`."""
+
+    state: PacsState | None = None
+    study: Uid | None = Field(default=None, description="StudyInstanceUID")
+    limit: int = Field(default=20, ge=1, le=100, description="how many, newest first")
+    cursor: str | None = Field(default=None, max_length=100, description="`next` of the page before")
+
+
+class PacsInstancesQuery(_Query):
+    """Options of `GET /pacs/jobs/{id}/instances`."""
+
+    state: InstanceState | None = None
+    limit: int = Field(default=100, ge=1, le=1000)
+    cursor: int = Field(default=-1, ge=-1, description="`next` of the page before")
+
+
+class PacsCounts(BaseModel):
+    """Instances of the source series, by what became of them."""
+
+    total: int
+    pending: int = Field(description="not done yet")
+    stored: int = Field(description="the PACS has confirmed that it took the derived instance")
+    verified: int = Field(description="the PACS lists it, and a sample was read back and compared")
+    skipped: int = Field(description="no image of the series: a report, a screen, a localizer, or made by MedRestore")
+    failed: int = Field(description="see the instance's reason")
+    gone: int = Field(description="deleted from the PACS since it was listed")
+
+
+class PacsJobStatus(BaseModel):
+    """How a PACS job is."""
+
+    id: str
+    state: PacsState
+    pacs: str = Field(description="name in the settings")
+    study: str = Field(description="StudyInstanceUID")
+    series: str = Field(description="SeriesInstanceUID of the source")
+    operation: str = Field(examples=["denoise"])
+    scale: int
+    model: str = Field(description="name@version, as it was when the job was accepted")
+    model_digest: str
+    options: dict[str, Any]
+    derived_series: str | None = Field(description="SeriesInstanceUID of what is stored, once it is known")
+    instances: PacsCounts
+    progress: float = Field(description="share of the instances that are done, 0 to 1")
+    attempts: int = Field(description="runs begun, but for those that had to wait")
+    created: datetime
+    started: datetime | None = Field(description="of the first run")
+    finished: datetime | None
+    next_try: datetime | None = Field(description="where the job waits: when it goes on")
+    waiting_since: datetime | None
+    problem: JobProblem | None = Field(description="why it failed, waits or is blocked; the last one while it goes on")
+    events: str = Field(description="path of the stream of this document's changes")
+
+
+class PacsJobList(BaseModel):
+    """Answer of `GET /pacs/jobs`."""
+
+    jobs: list[PacsJobStatus]
+    next: str | None = Field(description="`cursor` of the next page; null at the end")
+
+
+class PacsInstance(BaseModel):
+    """What became of one instance."""
+
+    source: str = Field(description="SOPInstanceUID")
+    derived: str | None = Field(description="SOPInstanceUID of what is made of it, once it is known")
+    state: InstanceState
+    reason: str | None = Field(description="why it was skipped or failed", examples=["localizer"])
+
+
+class PacsInstanceList(BaseModel):
+    """Answer of `GET /pacs/jobs/{id}/instances`, in the order of listing."""
+
+    instances: list[PacsInstance]
+    next: int | None = Field(description="`cursor` of the next page; null at the end")
+
+
+class PacsPeerStatus(BaseModel):
+    """How one PACS is."""
+
+    reachable: bool
+    authorised: bool | None = Field(description="null where it cannot be reached")
+    reason: str | None = Field(description="why it cannot be used", examples=["connect"])
+    jobs: dict[str, int] = Field(description="jobs that are kept, by state")
+    oldest_waiting_s: float | None = Field(description="how long the job waits that waits the longest")
+
+
+class PacsStatus(BaseModel):
+    """Answer of `GET /pacs/status`."""
+
+    pacs: dict[str, PacsPeerStatus]

@@ -142,6 +142,13 @@ class Settings(BaseSettings):
     pacs: dict[PeerName, Peer] = Field(
         default={}, description="PACS by name, a table `[pacs.NAME]` each (as a variable: JSON); none, no integration"
     )
+    pacs_jobs: PositiveInt = Field(default=2, description="PACS jobs worked on at one time")
+    pacs_give_up_s: PositiveFloat = Field(
+        default=86400.0, description="a PACS job fails that has waited this long for its PACS or for disk, seconds"
+    )
+    pacs_sample: PositiveInt = Field(
+        default=20, description="of so many stored instances, one is read back and compared; the first one always"
+    )
     pacs_rules: Path | None = Field(
         default=None, description="TOML file of rules: what is restored without a call; read again when it changes"
     )

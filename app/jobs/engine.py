@@ -100,11 +100,14 @@ class Run:
         self.waits = job.waits  # times that the job had to wait since it last got on
         self.waiting_since = job.waiting_since
         self.folder = folder
+        self._done = job.progress
         self._advance = advance
         self._enter = enter
 
     async def progress(self, done: int, total: int) -> None:
-        """Tells how far the work is, in steps of the handler's own."""
+        """Tells how far the work is, in steps of the handler's own. Who gets on has not had to wait."""
+        if done > self._done:
+            self._done, self.waits, self.waiting_since = done, 0, None
         await self._advance(done, total)
 
     async def phase(self, word: str) -> None:

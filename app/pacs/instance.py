@@ -67,7 +67,7 @@ class Instances:
             connection.executemany(
                 "INSERT INTO pacs_instance (job, source, position, derived, state, reason) VALUES (?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET derived = excluded.derived, state = excluded.state, "
-                "reason = excluded.reason, digest = NULL WHERE derived != excluded.derived",
+                "reason = excluded.reason, digest = NULL WHERE excluded.derived NOT IN (derived, '')",
                 [(job, i.source, count + n, i.derived, i.state, i.reason) for n, i in enumerate(found)],
             )
             (after,) = connection.execute("SELECT count(*) FROM pacs_instance WHERE job = ?", (job,)).fetchone()
@@ -81,12 +81,12 @@ class Instances:
                 [(i.state, i.reason, job, i.source) for i in changed],
             )
 
-    def announce(self, job: str, made: Sequence[tuple[str, str]]) -> None:
-        """Notes what is about to be stored: (source, digest of the derived pixels)."""
+    def announce(self, job: str, made: Sequence[tuple[str, str, str]]) -> None:
+        """Notes what is about to be stored: source, derived, digest of the derived pixels."""
         with self._changing() as connection:
             connection.executemany(
-                "UPDATE pacs_instance SET digest = ? WHERE job = ? AND source = ?",
-                [(digest, job, source) for source, digest in made],
+                "UPDATE pacs_instance SET derived = ?, digest = ? WHERE job = ? AND source = ?",
+                [(derived, digest, job, source) for source, derived, digest in made],
             )
 
     def found(self, job: str, derived: Collection[str]) -> None:
@@ -114,15 +114,16 @@ class Instances:
         with self._changing() as connection:
             connection.execute("UPDATE pacs_instance SET state = 'verified' WHERE job = ? AND state = 'stored'", (job,))
 
-    def failed_once(self, job: str, source: str, most: int, reason: str) -> None:
-        """Counts an attempt at an instance, which fails with `reason` at the last of `most`."""
+    def failed_once(self, job: str, source: str, most: int, reason: str) -> bool:
+        """Counts an attempt at an instance, which fails with `reason` at the last of `most`; tells whether it did."""
         with self._changing() as connection:
-            connection.execute(
+            [(state,)] = connection.execute(
                 "UPDATE pacs_instance SET attempts = attempts + 1, "
                 "state = iif(attempts + 1 < ?1, state, 'failed'), reason = iif(attempts + 1 < ?1, NULL, ?2) "
-                "WHERE job = ?3 AND source = ?4 AND state = 'pending'",
+                "WHERE job = ?3 AND source = ?4 AND state = 'pending' RETURNING state",
                 (most, reason, job, source),
-            )
+            ).fetchall()
+            return state == Outcome.FAILED  # type: ignore[no-any-return]
 
     def reopen(self, job: str) -> None:
         """What failed or was gone is pending again."""

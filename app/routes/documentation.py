@@ -15,12 +15,13 @@ from app.errors import (
     NoResult,
     NotAcceptable,
     NotReady,
+    PacsOff,
     QueueFull,
     RangeRefused,
     RunFailed,
 )
 from app.problem import MEDIA_TYPE, body_of
-from app.schemas import Problem
+from app.schemas import PacsJobStatus, Problem
 from models.errors import (
     BundleNotFound,
     CorruptImage,
@@ -157,4 +158,26 @@ JOB_RESULT: dict[int | str, dict[str, Any]] = {
     ),
     416: _problem("No such part of the result", RangeRefused, str(RangeRefused(1000))),
     **JOB_PROBLEMS,
+}
+PACS_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    404: _NO_JOB,
+    422: OPTION_PROBLEM,
+    503: _problem(
+        "No PACS, or no jobs, here", PacsOff, "no PACS is configured here: add a table `[pacs.NAME]` to the settings"
+    ),
+}
+PACS_STATUS: dict[int | str, dict[str, Any]] = {code: PACS_PROBLEMS[code] for code in (422, 503)}
+PACS_ACCEPTED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The job for the same request, which was there before", "model": PacsJobStatus},
+    202: {
+        "description": "The job is on the disk, and will be done",
+        "headers": {
+            "Location": _header("path of the job", "/pacs/jobs/0b62..."),
+            "Retry-After": _header("seconds until it is worth looking again", "10"),
+        },
+    },
+    404: PROBLEMS[404],
+    422: OPTION_PROBLEM,
+    429: PROBLEMS[429],
+    503: PACS_PROBLEMS[503],
 }

