@@ -24,8 +24,10 @@ from app.jobs.start import working
 from app.middleware import Monitor
 from app.monitoring import Metrics
 from app.pacs.desk import attending, connected, pacs_handlers
+from app.pacs.routing import routing
 from app.pipeline import EXACT, FAST
-from app.routes import analyze, health, jobs, models, pacs, restore, v2
+from app.routes import analyze, dicomweb, health, jobs, models, pacs, restore, v2
+from app.routes import routing as routed
 from app.server import Server
 from app.service import Service
 from app.settings import Settings
@@ -58,6 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 connected(settings.pacs, metrics.pacs_called) as connections,
                 working(service, partial(pacs_handlers, service, connections)) as app.state.jobs,
                 attending(service, connections, app.state.jobs) as app.state.pacs,
+                routing(service, connections, app.state.jobs, app.state.pacs) as app.state.routing,
             ):
                 yield
         finally:
@@ -80,7 +83,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.draining = False
-    for routes in (restore, analyze, jobs, pacs, models, health):
+    for routes in (restore, analyze, jobs, pacs, routed, dicomweb, models, health):
         app.include_router(routes.router)
         app.include_router(routes.router, prefix="/v1", include_in_schema=False)
     app.include_router(v2.router)

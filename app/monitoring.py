@@ -30,6 +30,7 @@ from app.cache import Cache
 from app.catalogue import Catalogue
 from app.jobs.engine import JobEngine, JobObserver
 from app.jobs.store import State
+from app.pacs.router import RouterObserver
 from app.schemas import PacsState
 from app.work import WorkItem
 
@@ -48,7 +49,7 @@ ITEMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 PACS_STATES = get_args(PacsState)
 
 
-class Metrics(EngineObserver, JobObserver):
+class Metrics(EngineObserver, JobObserver, RouterObserver):
     """All metrics; one registry per service, so that several can live in one process."""
 
     def __init__(self) -> None:
@@ -122,6 +123,21 @@ class Metrics(EngineObserver, JobObserver):
         self.pacs_calls = Histogram(
             "medrestore_pacs_call_duration_seconds", "Calls to a PACS", ["verb", "outcome"], buckets=SECONDS, registry=r
         )
+        self.series = Counter(
+            "medrestore_pacs_series", "New series by what routing did with them", ["pacs", "decision"], registry=r
+        )
+        self.feed_lag = Gauge(
+            "medrestore_pacs_feed_lag",
+            "Changes of a PACS still to be dealt with; series without a feed",
+            ["pacs"],
+            registry=r,
+        )
+        self.feed_time = Gauge(
+            "medrestore_pacs_feed_read_timestamp_seconds",
+            "Last time that new series were asked for",
+            ["pacs"],
+            registry=r,
+        )
         self.pacs_instances = Counter(
             "medrestore_pacs_instances", "Instances of PACS jobs by outcome", ["outcome"], registry=r
         )
@@ -135,6 +151,13 @@ class Metrics(EngineObserver, JobObserver):
             "medrestore_pacs_oldest_waiting_seconds", "Wait of the PACS job that waits longest", registry=self.registry
         )
         waiting.set_function(lambda: pacs.oldest_waiting_s or 0.0)
+
+    def series_judged(self, pacs: str, decision: str) -> None:
+        self.series.labels(pacs, decision).inc()
+
+    def feed_read(self, pacs: str, lag: int) -> None:
+        self.feed_lag.labels(pacs).set(lag)
+        self.feed_time.labels(pacs).set_to_current_time()
 
     def pacs_called(self, verb: str, outcome: str, seconds: float) -> None:
         """A call to a PACS was answered or failed: status class or reason of the failure."""

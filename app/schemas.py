@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.pacs.report import FeedStatus
+
 ModelName = Annotated[
     str | None,
     Field(
@@ -381,9 +383,11 @@ class PacsPeerStatus(BaseModel):
     reason: str | None = Field(description="why it cannot be used", examples=["connect"])
     jobs: dict[str, int] = Field(description="jobs that are kept, by state")
     oldest_waiting_s: float | None = Field(description="how long the job waits that waits the longest")
+    feed: FeedStatus | None = Field(default=None, description="null where nothing is routed")
 
 
 class PacsStatus(BaseModel):
     """Answer of `GET /pacs/status`."""
 
     pacs: dict[str, PacsPeerStatus]
+    rules_problem: str | None = Field(default=None, description="why the rules file is not in force as it is now")

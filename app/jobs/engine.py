@@ -275,6 +275,10 @@ class JobEngine:
             raise JobNotFound("no such job; it was deleted, or its time to be kept is over")
         return job
 
+    async def made(self, series: str) -> bool:
+        """Whether a job here made this series, a SeriesInstanceUID."""
+        return await self._ask(self._store.made, series)
+
     async def newest(self, count: int) -> list[Job]:
         return await self._ask(self._store.newest, count)
 

@@ -11,6 +11,7 @@ from app.jobs.engine import Handler, JobConfig, JobEngine
 from app.jobs.folder import JobFolder
 from app.jobs.restoration import KIND, RestorationHandler
 from app.log import event
+from app.pacs.forward import KIND as DOOR_KIND
 from app.pacs.job import KIND as PACS_KIND
 from app.service import Service
 
@@ -32,7 +33,7 @@ async def working(
         yield SWITCHED_OFF
         return
     folder = JobFolder(settings.jobs, settings.job_disk_bytes, settings.job_free_bytes)
-    workers = {PACS_KIND: settings.pacs_jobs}
+    workers = dict.fromkeys((PACS_KIND, DOOR_KIND), settings.pacs_jobs)
     config = JobConfig(settings.job_workers, workers, settings.job_count, settings.job_keep_s)
     handlers: dict[str, Handler] = {KIND: RestorationHandler(service, folder), **more(folder)}
     engine = JobEngine(folder, handlers, config, service.metrics)

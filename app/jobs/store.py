@@ -183,6 +183,12 @@ class Store:
         [(due,)] = self._rows("SELECT min(due) FROM job WHERE state = 'queued' AND (?1 IS NULL OR kind = ?1)", kind)
         return None if due is None else float(due)
 
+    def made(self, series: str) -> bool:
+        """Whether a job that is kept told of this series as its outcome."""
+        with self._lock:
+            found = self._connection.execute("SELECT 1 FROM job WHERE json_extract(outcome, '$.series') = ?", (series,))
+            return found.fetchone() is not None
+
     def finished_before(self, moment: float) -> list[Job]:
         return self._all("SELECT * FROM job WHERE finished < ?", moment)
 

@@ -87,7 +87,7 @@ def show_status(arguments: argparse.Namespace) -> int:
         print(json.dumps(answer, indent=2))
     else:
         print_status(answer)
-    return DONE if all(pacs["reachable"] for pacs in answer["pacs"]) else FAILED
+    return DONE if all(pacs["authorised"] for pacs in answer["pacs"].values()) else FAILED
 
 
 def submit_job(arguments: argparse.Namespace) -> int:
@@ -217,17 +217,23 @@ def line_of(job: dict[str, Any]) -> str:
 
 
 def print_status(answer: dict[str, Any]) -> None:
-    """Two tables: the PACS, and the jobs by state."""
-    rows = []
-    for pacs in answer["pacs"]:
-        feed = next((f for f in answer.get("feeds", []) if f["pacs"] == pacs["name"]), None)
-        rows.append([pacs["name"], "yes" if pacs["reachable"] else f"NO: {pacs['reason']}", *feed_cells(feed)])
-    print_table(["PACS", "answers", "feed read", "behind", "feed's trouble"], rows)
-    jobs = answer.get("jobs") or {}
-    print()
-    print_table(["jobs", "number"], [[state, str(count)] for state, count in jobs.items()])
-    if answer.get("rules_problem"):
-        print(f"\nrules refused: {answer['rules_problem']}")
+    """Two tables: the PACS, and their jobs by state."""
+    peers = answer["pacs"]
+    rows = [[name, _answers(peer), *feed_cells(peer["feed"])] for name, peer in peers.items()]
+    print_table(["PACS", "answers", "feed read", "behind", "trouble"], rows)
+    jobs = [[name, state, str(count)] for name, peer in peers.items() for state, count in peer["jobs"].items()]
+    if jobs:
+        print()
+        print_table(["PACS", "jobs", "number"], jobs)
+    for name, peer in peers.items():
+        if peer["oldest_waiting_s"]:
+            print(f"\n{name}: a job waits for {peer['oldest_waiting_s']:.0f} s")
+    if answer["rules_problem"]:
+        print(f"\nrules refused, those before are in force: {answer['rules_problem']}")
+
+
+def _answers(peer: dict[str, Any]) -> str:
+    return "yes" if peer["authorised"] else f"NO: {peer['reason']}"
 
 
 def feed_cells(feed: dict[str, Any] | None) -> list[str]:

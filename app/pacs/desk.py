@@ -18,6 +18,8 @@ from app.log import event
 from app.pacs.call import Observe, open_client
 from app.pacs.dicomweb import DicomWeb
 from app.pacs.errors import PacsDenied, PacsError
+from app.pacs.forward import KIND as DOOR_KIND
+from app.pacs.forward import DoorHandler
 from app.pacs.instance import Instance, Instances, Outcome
 from app.pacs.job import KIND, Connection, PacsHandler
 from app.pacs.key import Order
@@ -274,10 +276,10 @@ async def connected(peers: Mapping[str, Peer], observe: Observe) -> AsyncIterato
 
 
 def pacs_handlers(service: Service, connections: Mapping[str, Connection], folder: JobFolder) -> dict[str, Handler]:
-    """What runs PACS jobs, for `app.jobs.start.working`; nothing without a PACS."""
+    """What runs PACS jobs and those of the door, for `app.jobs.start.working`; nothing without a PACS."""
     instances = Instances(folder.root / DATABASE)
     handler = PacsHandler(service, folder, connections, instances, service.metrics.instance_settled)
-    return {KIND: handler} if connections else {}
+    return {KIND: handler, DOOR_KIND: DoorHandler(service, folder, connections)} if connections else {}
 
 
 @asynccontextmanager

@@ -28,11 +28,11 @@ from app.offload import whole
 from app.pacs.candidate import Candidate
 from app.pacs.desk import order_of
 from app.pacs.forward import KIND, Delivery
+from app.pacs.header import kind_of, read_head
+from app.pacs.request import request_of
 from app.pacs.rule import Door as DoorRules
 from app.pacs.rule import Work
 from app.pacs.rulebook import Rulebook
-from app.pacs.header import kind_of, read_head
-from app.pacs.request import request_of
 from app.settings import Settings
 from models.errors import CorruptImage, ImageError, ImageTooLarge, MedRestoreError, UnsupportedImage
 from models.imaging.frames import open_frames
@@ -254,8 +254,10 @@ class Door:
 
     def _delivery(self, candidate: Candidate, door: DoorRules, work: Work | None) -> Delivery:
         """Raises OptionError, BundleError."""
-        order = None if work is None else order_of(request_of(door.pacs, candidate, work), door.pacs, self._catalogue)
-        return Delivery(door.pacs, candidate.study, candidate.series, door.originals, order and order.parameters)
+        order = None
+        if work is not None:
+            order = order_of(request_of(door.pacs, candidate, work), door.pacs, self._catalogue).parameters
+        return Delivery(door.pacs, candidate.study, candidate.series, candidate.instances, door.originals, order)
 
 
 def _series_of(folder: Path, most_bytes: int) -> list[Series]:

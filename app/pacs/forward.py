@@ -21,7 +21,7 @@ from app.jobs.engine import Blocked, Run
 from app.jobs.folder import PRIVATE_FOLDER, JobFolder
 from app.offload import whole
 from app.pacs.dicomweb import Stored, batches
-from app.pacs.errors import PacsDenied, PacsRefused, PacsUnavailable
+from app.pacs.errors import PacsRefused, PacsUnavailable
 from app.pacs.header import kind_of, read_head
 from app.pacs.job import Connection, translated
 from app.pacs.key import Order
@@ -52,6 +52,7 @@ class Delivery:
     pacs: str
     study: str  # StudyInstanceUID
     series: str  # SeriesInstanceUID of the source
+    instances: int
     originals: bool  # the PACS gets them too
     order: dict[str, Any] | None  # of an `Order`, None where nothing is restored
 
@@ -88,7 +89,9 @@ class DoorHandler:
 class _Forwarding:
     """One run of one job."""
 
-    def __init__(self, run: Run, delivery: Delivery, connection: Connection, maker: Maker | None, most_bytes: int) -> None:
+    def __init__(
+        self, run: Run, delivery: Delivery, connection: Connection, maker: Maker | None, most_bytes: int
+    ) -> None:
         self._most_bytes = most_bytes
         self._run = run
         self._delivery = delivery
@@ -103,7 +106,7 @@ class _Forwarding:
         for folder in (self._out, self._refused):
             await asyncio.to_thread(folder.mkdir, PRIVATE_FOLDER, exist_ok=True)
         files = sorted(self._run.folder.glob("*.dcm"))
-        total = self._run.total or len(files)
+        total = self._delivery.instances
         await self._run.phase("running")
         for batch in batches(files, self._peer.stow_items, self._peer.stow_bytes):
             await self._forward(batch)

@@ -16,7 +16,8 @@ import logging
 import random
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -79,25 +80,10 @@ class PacsHandler:
         if order.pacs not in self._connections:
             raise Blocked(OptionError("the job's PACS is not in the settings any more"))
         try:
-            return await self._serve(run, order)
-        except PacsDenied as error:
-            raise Blocked(error) from error
-        except (PacsUnavailable, DiskFull) as error:
-            raise self._later(run, error) from error
-        except OSError as error:
-            if error.errno not in NO_SPACE:
-                raise
-            raise self._later(run, DiskFull("the jobs' disk is full")) from error
+            with translated(run, self._service.settings.pacs_give_up_s):
+                return await self._serve(run, order)
         finally:
             await whole(asyncio.to_thread(shutil.rmtree, run.folder, ignore_errors=True))
-
-    def _later(self, run: Run, error: MedRestoreError) -> Exception:
-        """What has the job wait, longer each time it gets nowhere; the error itself once that has been too long."""
-        if run.waiting_since is not None and time.time() - run.waiting_since > self._service.settings.pacs_give_up_s:
-            return error
-        wait_s = min(WAIT_LEAST_S * 2 ** min(run.waits, 30), WAIT_MOST_S) * random.uniform(0.8, 1.2)
-        asked_s = error.retry_after_s if isinstance(error, PacsUnavailable) else None
-        return Later(error, max(wait_s, asked_s or 0.0))
 
     async def _serve(self, run: Run, order: Order) -> dict[str, Any]:
         bundle = self._service.catalogue.lookup(order.model, order.operation, order.scale)
@@ -230,3 +216,28 @@ def _bytes_needed(bounds: Bounds, source: int, derived: int) -> int:
 def _empty(run: Run) -> None:
     shutil.rmtree(run.folder, ignore_errors=True)
     run.folder.mkdir(mode=0o700, parents=True)
+
+
+@contextmanager
+def translated(run: Run, give_up_s: float) -> Iterator[None]:
+    """Has a job wait or rest for what is the fault of the PACS or of the disk. Raises Later or Blocked, or what it was
+    once the job has waited for `give_up_s`."""
+    try:
+        yield
+    except PacsDenied as error:
+        raise Blocked(error) from error
+    except (PacsUnavailable, DiskFull) as error:
+        raise _later(run, error, give_up_s) from error
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise _later(run, DiskFull("the jobs' disk is full"), give_up_s) from error
+
+
+def _later(run: Run, error: MedRestoreError, give_up_s: float) -> Exception:
+    """What has the job wait, longer each time it gets nowhere; the error itself once that has been too long."""
+    if run.waiting_since is not None and time.time() - run.waiting_since > give_up_s:
+        return error
+    wait_s = min(WAIT_LEAST_S * 2 ** min(run.waits, 30), WAIT_MOST_S) * random.uniform(0.8, 1.2)
+    asked_s = error.retry_after_s if isinstance(error, PacsUnavailable) else None
+    return Later(error, max(wait_s, asked_s or 0.0))

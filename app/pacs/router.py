@@ -22,6 +22,7 @@ from app.pacs.candidate import Candidate
 from app.pacs.errors import PacsError
 from app.pacs.feed import Feed
 from app.pacs.header import kind_of
+from app.pacs.report import FeedStatus
 from app.pacs.rule import Route, Work
 from app.pacs.rulebook import Rulebook
 from models.errors import MedRestoreError
@@ -97,6 +98,12 @@ class Router:
         """Has the feeds read now rather than in some seconds; not those of a PACS that is out of order."""
         for state in self.states.values():
             state.bell.set()
+
+    def status(self, pacs: str) -> FeedStatus:
+        """How one feed is."""
+        state = self.states[pacs]
+        age_s = None if state.read is None else max(0.0, time.time() - state.read)
+        return FeedStatus(read_s_ago=age_s, lag=self.feeds[pacs].lag, problem=state.problem)
 
     # -- judging ------------------------------------------------------------------------------
 

@@ -16,11 +16,13 @@ from app.log import event
 from app.pacs.call import open_client
 from app.pacs.candidate import Candidate
 from app.pacs.cursor import Cursors
-from app.pacs.desk import Connection, Pacs
+from app.pacs.desk import Pacs
 from app.pacs.door import Door
 from app.pacs.feed import ChangeFeed, Feed, QueryFeed
+from app.pacs.job import Connection
 from app.pacs.listener import Listener
 from app.pacs.orthanc import Orthanc
+from app.pacs.report import FeedStatus
 from app.pacs.request import request_of
 from app.pacs.router import Router
 from app.pacs.rule import Rules, Work
@@ -40,6 +42,15 @@ class Routing:
     door: Door | None = None
     listener: Listener | None = None
     reason: str = NO_RULES
+
+    def feeds(self) -> dict[str, FeedStatus]:
+        """How the feeds of the PACS are, by PACS."""
+        return {} if self.router is None else {pacs: self.router.status(pacs) for pacs in self.router.feeds}
+
+    @property
+    def problem(self) -> str | None:
+        """Why the rules file is not in force as it is."""
+        return None if self.router is None else self.router.rulebook.problem
 
     def the_router(self) -> Router:
         """Raises JobsUnavailable."""
@@ -80,9 +91,7 @@ async def routing(
         yield Routing(router, door, await _listener(service, door, stack))
 
 
-async def _feed(
-    service: Service, name: str, connection: Connection, cursors: Cursors, stack: AsyncExitStack
-) -> Feed:
+async def _feed(service: Service, name: str, connection: Connection, cursors: Cursors, stack: AsyncExitStack) -> Feed:
     """Orthanc's feed of changes where the PACS has one, else questions."""
     settings, peer = service.settings, connection.peer
     if peer.orthanc is None:

@@ -12,6 +12,7 @@ from app.errors import JobNotFound
 from app.jobs.store import State
 from app.pacs.desk import Pacs, PacsJob
 from app.pacs.instance import Instance, Outcome
+from app.pacs.routing import Routing
 from app.routes.documentation import JOB_EVENTS, PACS_ACCEPTED, PACS_PROBLEMS, PACS_STATUS
 from app.routes.jobs import KEEP_ALIVE_S, moment
 from app.schemas import (
@@ -112,7 +113,10 @@ async def watch_pacs_job(
 async def get_pacs_status(request: Request, _: Annotated[NoQuery, Query()]) -> PacsStatus:
     """Whether each PACS can be reached and lets the service in, and how its jobs are."""
     found = await pacs_of(request).status()
-    return PacsStatus(pacs={name: PacsPeerStatus(**vars(status)) for name, status in found.items()})
+    routing: Routing = request.app.state.routing
+    feeds = routing.feeds()
+    peers = {name: PacsPeerStatus(**vars(status), feed=feeds.get(name)) for name, status in found.items()}
+    return PacsStatus(pacs=peers, rules_problem=routing.problem)
 
 
 def pacs_of(request: Request) -> Pacs:

@@ -57,7 +57,7 @@ def _row(candidate: Candidate, verdict: Verdict) -> RoutedSeries:
         instances=candidate.instances,
         tags={tag: text for tag in TAGS if (text := candidate.tag(tag))},
         decision=verdict.decision,
-        route=verdict.route and verdict.route.name,
+        route=None if verdict.route is None else verdict.route.name,
         reason=verdict.reason,
         unmet=verdict.unmet,
     )

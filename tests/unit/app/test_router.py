@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import date, timedelta
 from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -291,7 +292,7 @@ async def test_pauses_grow_while_a_pacs_is_down_and_a_webhook_does_not_shorten_t
             while len(pauses) < 10:
                 router.wake()
                 await sleep(0.005)
-    assert all(late > early for early, late in zip(pauses[:6], pauses[1:6], strict=False))
+    assert all(late > early for early, late in pairwise(pauses[:6]))
     assert max(pauses) <= 72
 
 

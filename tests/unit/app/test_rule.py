@@ -122,7 +122,10 @@ def test_a_route_that_is_said_to_cover_another_takes_all_that_it_does(tags: dict
         (route(more='operation = "denoise"\nscale = 2'), "scale belongs to superresolve"),
         (route(more='operation = "superresolve"'), "needs scale = 2 or scale = 4"),
         (route(more='operation = "superresolve"\nscale = 3'), "scale"),
-        (route(more='operation = "superresolve"\nscale = 2\noptions = {strength = 1}'), "strength and sigma belong to denoise"),
+        (
+            route(more='operation = "superresolve"\nscale = 2\noptions = {strength = 1}'),
+            "strength and sigma belong to denoise",
+        ),
         (route(more='operation = "denoise"\noptions = {strength = 2}'), "options.strength"),
         (route(more='operation = "denoise"\noptions = {speed = 2}'), "options.speed: unknown key"),
         ('[[route]]\nname = "a"\noperation = "denoise"', "when"),
