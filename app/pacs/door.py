@@ -191,6 +191,22 @@ class Door:
             return Judgement(head, NOT_RESTORABLE, "unsupported")
         return Judgement(head, None, None)
 
+    def told_of_series(self, told: Sequence[Judgement]) -> list[Judgement]:
+        """The same judgements, where a series is whole: rules may ask for more instances than came. Raises
+        JobsUnavailable."""
+        door = self.rules()
+        found: dict[tuple[str, str], list[Head]] = {}
+        for one in told:
+            if one.head and one.failure is None:
+                found.setdefault((one.head.study, one.head.series), []).append(one.head)
+        taken = {place for place, heads in found.items() if door.originals or door.work(_candidate_of(heads))}
+        return [
+            one._replace(failure=NOT_TAKEN, reason="unmatched")
+            if one.head and one.failure is None and (one.head.study, one.head.series) not in taken
+            else one
+            for one in told
+        ]
+
     # -- one transfer -------------------------------------------------------------------------
 
     async def close(self, folder: Path) -> list[str]:
@@ -273,9 +289,13 @@ def _series_of(folder: Path, most_bytes: int) -> list[Series]:
 
 
 def _one_series(members: Sequence[tuple[Path, Head]]) -> Series:
-    """Judged by its first plain image, where it has one."""
-    images = [head for _, head in members if kind_of(head.attributes).name == "image"]
-    return Series(_candidate(images[0] if images else members[0][1], len(members)), [path for path, _ in members])
+    return Series(_candidate_of([head for _, head in members]), [path for path, _ in members])
+
+
+def _candidate_of(heads: Sequence[Head]) -> Candidate:
+    """A series by its first plain image, where it has one."""
+    image = next((head for head in heads if kind_of(head.attributes).name == "image"), heads[0])
+    return _candidate(image, len(heads))
 
 
 def _candidate(head: Head, instances: int) -> Candidate:

@@ -56,6 +56,7 @@ async def _store(request: Request, study: str | None) -> Response:
     try:
         await transfer.cover(declared)
         told = await _receive(request, door, transfer, study, boundary)
+        told = door.told_of_series(told)
         jobs = await door.close(transfer.folder) if any(one.failure is None for one in told) else []
     finally:
         await door.discard(transfer.folder)
