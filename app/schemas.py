@@ -375,6 +375,29 @@ class PacsInstanceList(BaseModel):
     next: int | None = Field(description="`cursor` of the next page; null at the end")
 
 
+class DeliveryStatus(BaseModel):
+    """How a job of a series that was sent here is."""
+
+    id: str
+    state: str = Field(examples=["queued", "running", "waiting", "blocked", "completed", "failed"])
+    pacs: str = Field(description="where what is made goes to: name in the settings")
+    study: str = Field(description="StudyInstanceUID")
+    series: str = Field(description="SeriesInstanceUID of the source")
+    derived_series: str | None = Field(description="SeriesInstanceUID of what is stored, once the job has ended")
+    instances: int
+    settled: int = Field(description="of them, those that the PACS has confirmed or that were refused")
+    failed: int | None = Field(description="of them, those that were refused; known when the job has ended")
+    created: datetime
+    finished: datetime | None
+    problem: JobProblem | None = Field(description="why it failed, waits or is blocked")
+
+
+class DeliveryList(BaseModel):
+    """Answer of `GET /dicomweb/jobs`."""
+
+    jobs: list[DeliveryStatus]
+
+
 class PacsPeerStatus(BaseModel):
     """How one PACS is."""
 

@@ -186,9 +186,10 @@ class Pacs:
         if error is None or isinstance(error, PacsDenied):
             self._tried[name] = mark
         if error is None:
-            while blocked := await self.jobs.page(KIND, 100, State.BLOCKED, ("pacs", name)):
-                for job in blocked:
-                    await self.jobs.retry(job.id)
+            for kind in (KIND, DOOR_KIND):
+                while blocked := await self.jobs.page(kind, 100, State.BLOCKED, ("pacs", name)):
+                    for job in blocked:
+                        await self.jobs.retry(job.id)
 
     # -- particulars --------------------------------------------------------------------------
 

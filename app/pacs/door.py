@@ -14,15 +14,16 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from app.catalogue import Catalogue
-from app.errors import JobsUnavailable
+from app.errors import JobNotFound, JobsUnavailable
 from app.jobs.engine import JobEngine
 from app.jobs.folder import PRIVATE_FOLDER, JobFolder
+from app.jobs.store import Job
 from app.log import event, places
 from app.offload import whole
 from app.pacs.candidate import Candidate
@@ -153,6 +154,18 @@ class Door:
         folder.mkdir(PRIVATE_FOLDER)
         return folder
 
+    # -- jobs ---------------------------------------------------------------------------------
+
+    async def deliveries(self, count: int) -> list[Job]:
+        """The newest jobs of what came in."""
+        return await self._jobs.page(KIND, count)
+
+    async def retry(self, id: str) -> Job:
+        """Has a job run again, with what the PACS refused. Raises JobNotFound."""
+        if (await self._jobs.get(id)).kind != KIND:
+            raise JobNotFound("no such job of this kind")
+        return await self._jobs.retry(id)
+
     # -- one instance -------------------------------------------------------------------------
 
     def judge(self, path: Path, study: str | None = None) -> Judgement:
@@ -240,14 +253,22 @@ class Door:
         """Makes jobs of transfers that have ended, for ever; those of a full queue or disk another time."""
         while True:
             self._ended.clear()
-            left = [folder for folder in await asyncio.to_thread(self._left) if folder.name not in self._open]
-            try:
-                for folder in left:
-                    await (self.close(folder) if folder.name.startswith("dimse-") else self.discard(folder))
-                await self._ended.wait()
-            except (MedRestoreError, OSError, sqlite3.Error) as error:
-                event("a transfer waits at the door", logging.WARNING, **places(error))
-                await asyncio.sleep(RETRY_S)
+            done = [await self._take_up(folder) for folder in await asyncio.to_thread(self._left)]
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if all(done) else RETRY_S):
+                    await self._ended.wait()
+
+    async def _take_up(self, folder: Path) -> bool:
+        """Deals with what is in the spool, unless it is still being received; False: another time."""
+        if folder.name in self._open:
+            return True
+        try:
+            await (self.close(folder) if folder.name.startswith("dimse-") else self.discard(folder))
+        except (MedRestoreError, OSError, sqlite3.Error) as error:
+            reason = str(error) if isinstance(error, MedRestoreError) else type(error).__name__
+            event("a transfer waits at the door", logging.WARNING, reason=reason, **places(error))
+            return False
+        return True
 
     def _left(self) -> list[Path]:
         return sorted(folder for folder in self._spool.glob("*") if folder.name != INCOMING)

@@ -2,7 +2,8 @@
 
 The job's folder holds the files that are still to be done: one leaves it when the PACS has confirmed all
 that was to be stored for it. Whatever cuts a run off, the next one does what is there; the derived UIDs
-follow from the content, so that storing again is harmless.
+follow from the content, so that storing again is harmless. What the PACS refused, or no model can restore,
+is kept with the job, for `retry`.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ class _Forwarding:
     async def work(self) -> dict[str, Any]:
         """Raises PacsError, and what ends the job."""
         for folder in (self._out, self._refused):
-            await asyncio.to_thread(folder.mkdir, PRIVATE_FOLDER, exist_ok=True)
-        files = sorted(self._run.folder.glob("*.dcm"))
+            await asyncio.to_thread(folder.mkdir, PRIVATE_FOLDER, parents=True, exist_ok=True)
+        files = await asyncio.to_thread(self._files)
         total = self._delivery.instances
         await self._run.phase("running")
         for batch in batches(files, self._peer.stow_items, self._peer.stow_bytes):
@@ -114,12 +115,20 @@ class _Forwarding:
         if self._busy:
             raise PacsUnavailable("busy")
         failed = len(list(self._refused.iterdir()))
-        await whole(asyncio.to_thread(shutil.rmtree, self._run.folder, ignore_errors=True))
         if failed == total:
             raise PacsRefused("refused")
+        if not failed:
+            await whole(asyncio.to_thread(shutil.rmtree, self._run.folder, ignore_errors=True))
         phase = "completed_with_gaps" if failed else "completed"
         series = None if self._maker is None else self._maker.series
         return {"phase": phase, "series": series, "stored": total - failed, "failed": failed}
+
+    def _files(self) -> list[Path]:
+        """What is to be done; where nothing is, this is another try at what was refused."""
+        if not any(self._run.folder.glob("*.dcm")):
+            for path in self._refused.iterdir():
+                path.replace(self._run.folder / path.name)
+        return sorted(self._run.folder.glob("*.dcm"))
 
     async def _forward(self, batch: Sequence[Path]) -> None:
         """Stores the originals where they are wanted, then what is made of them; what is settled leaves the folder."""

@@ -162,7 +162,7 @@ class Instances:
         with self._reading() as connection:
             rows = connection.execute(
                 "SELECT json_extract(parameters, '$.pacs'), coalesce(phase, state), count(*), min(waiting_since) "
-                "FROM job WHERE kind = 'pacs' GROUP BY 1, 2"
+                "FROM job WHERE kind IN ('pacs', 'door') GROUP BY 1, 2"
             )
             return {(pacs, status): (count, since) for pacs, status, count, since in rows}
 

@@ -20,11 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from app.errors import BackendUnavailable, DiskFull, JobsUnavailable
+from app.errors import BackendUnavailable
 from app.log import event, places
 from app.pacs.door import OTHER_STUDY, OUT_OF_RESOURCES, Door, Transfer, keep
 from app.pacs.header import transfer_syntaxes
 from app.settings import Settings
+from models.errors import MedRestoreError
 
 T = TypeVar("T")
 SUCCESS = 0x0000
@@ -97,7 +98,7 @@ class Listener:
             self._received.pop(received.assoc, None)
         try:
             return self._keep(received)
-        except (DiskFull, JobsUnavailable, TimeoutError) as error:
+        except (MedRestoreError, TimeoutError) as error:
             event("C-STORE refused", logging.WARNING, reason=str(error))
         except OSError as error:
             event("C-STORE refused", logging.ERROR, **places(error))

@@ -20,12 +20,15 @@ from starlette.requests import ClientDisconnect
 
 from app.body import declared_bytes
 from app.errors import Cancelled, InvalidBody, NotAcceptable
+from app.jobs.store import Job
 from app.negotiation import parse_accept, weight
 from app.pacs.door import DUPLICATE, Door, Judgement, Transfer, keep
 from app.pacs.errors import PacsMalformed, PacsUnavailable
 from app.pacs.multipart import Reader, boundary_of, save_parts
+from app.routes.documentation import PACS_PROBLEMS, STOW_ANSWER, STOW_BODY
+from app.routes.jobs import moment
 from app.routes.routing import routing_of
-from app.schemas import NoQuery
+from app.schemas import DeliveryList, DeliveryStatus, JobProblem, JobsQuery, NoQuery
 from models.errors import ImageTooLarge, UnknownFormat
 
 router = APIRouter(prefix="/dicomweb", tags=["pacs"])
@@ -34,16 +37,46 @@ JSON = "application/dicom+json"
 Study = Annotated[str, InPath(pattern=r"^[0-9.]{1,64}$", description="StudyInstanceUID that all instances must have")]
 
 
-@router.post("/studies", response_class=Response)
+@router.post("/studies", response_class=Response, openapi_extra=STOW_BODY, responses=STOW_ANSWER)
 async def store_instances(request: Request, _: Annotated[NoQuery, Query()]) -> Response:
     """Takes DICOM instances of any studies, one part of `multipart/related; type="application/dicom"` each."""
     return await _store(request, None)
 
 
-@router.post("/studies/{study}", response_class=Response)
+@router.post("/studies/{study}", response_class=Response, openapi_extra=STOW_BODY, responses=STOW_ANSWER)
 async def store_instances_of_study(request: Request, study: Study, _: Annotated[NoQuery, Query()]) -> Response:
     """Takes DICOM instances of one study; those of another are refused one by one."""
     return await _store(request, study)
+
+
+@router.get("/jobs", responses=PACS_PROBLEMS)
+async def list_deliveries(request: Request, query: Annotated[JobsQuery, Query()]) -> DeliveryList:
+    """The newest jobs of what came in, by STOW or by C-STORE."""
+    jobs = await routing_of(request).the_door().deliveries(query.limit)
+    return DeliveryList(jobs=[_delivery(job) for job in jobs])
+
+
+@router.post("/jobs/{job_id}/retry", responses=PACS_PROBLEMS)
+async def retry_delivery(request: Request, job_id: str, _: Annotated[NoQuery, Query()]) -> DeliveryStatus:
+    """Has a job run now that waits, is blocked or has ended, and tries again what was refused of it."""
+    return _delivery(await routing_of(request).the_door().retry(job_id))
+
+
+def _delivery(job: Job) -> DeliveryStatus:
+    return DeliveryStatus(
+        id=job.id,
+        state=job.phase or job.state.value,
+        pacs=job.parameters["pacs"],
+        study=job.parameters["study"],
+        series=job.parameters["series"],
+        derived_series=(job.outcome or {}).get("series"),
+        instances=job.total or 0,
+        settled=job.progress,
+        failed=(job.outcome or {}).get("failed"),
+        created=moment(job.created),
+        finished=moment(job.finished),
+        problem=JobProblem(**job.problem) if job.problem else None,
+    )
 
 
 async def _store(request: Request, study: str | None) -> Response:

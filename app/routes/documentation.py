@@ -181,3 +181,26 @@ PACS_ACCEPTED: dict[int | str, dict[str, Any]] = {
     429: PROBLEMS[429],
     503: PACS_PROBLEMS[503],
 }
+STOW_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "One DICOM file (PS3.10) in each part, of type `application/dicom`.",
+        "content": {"multipart/related": {"schema": BINARY}},
+    }
+}
+
+
+def _stow_answer(description: str) -> dict[str, Any]:
+    """The store instances response of PS3.18, section 10.5.3."""
+    return {"description": description, "content": {"application/dicom+json": {"schema": {"type": "object"}}}}
+
+
+STOW_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: _stow_answer("All instances are on the disk, and will be dealt with"),
+    202: _stow_answer("Some instances are; the others are listed with the reasons of their failure"),
+    409: _stow_answer("None is; each is listed with the reason of its failure"),
+    **{code: PROBLEMS[code] for code in (400, 413, 415, 422, 429)},
+    406: IMAGE_ANSWER[406],
+    503: PACS_PROBLEMS[503],
+    507: _DISK_FULL,
+}

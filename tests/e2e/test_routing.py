@@ -51,7 +51,7 @@ class Site:
             "pacs_poll_s": 0.5,
             "webhook_token": TOKEN,
             "dimse_port": 0,
-            "dimse_calling": ["STORESCU"],
+            "dimse_calling": ["SCANNER"],
         } | more
         assert peer.password is not None
         password = peer.password.get_secret_value()
@@ -224,7 +224,7 @@ def test_dcmtk_sends_by_c_store(site: Site, tmp_path: Path) -> None:
         files.append(tmp_path / f"{index}.dcm")
         files[-1].write_bytes(data)
     port = site.event("listening for C-STORE")["port"]
-    command = ["storescu", "-aet", "STORESCU", "-aec", "MEDRESTORE", "127.0.0.1", str(port), *map(str, files)]
+    command = ["storescu", "-aet", "SCANNER", "-aec", "MEDRESTORE", "127.0.0.1", str(port), *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     until(lambda: len(derived(site)) == 3)

@@ -18,7 +18,8 @@ from pynetdicom.sop_class import CTImageStorage, Verification  # type: ignore[at
 
 from models.imaging.dicom import decode_dicom
 from tests.dicom_objects import dataset_of, file_of, grey, packaged, read
-from tests.fake_pacs import FakePacs, slices
+from tests.fake_pacs import FakePacs, parts_of, slices
+from tests.fake_pacs import told as answered
 from tests.integration.client import Client, problem
 from tests.pacs_service import END_S, pacs_service
 
@@ -94,13 +95,10 @@ def told(response: httpx.Response) -> tuple[list[str], dict[str, int], list[int]
 
 
 def until(client: Client, wanted: Callable[[], object]) -> None:
-    async def look() -> None:
-        stop = time.monotonic() + END_S
-        while not wanted():
-            assert time.monotonic() < stop
-            await asyncio.sleep(0.02)
-
-    client.runner.run(look())
+    stop = time.monotonic() + END_S
+    while not wanted():
+        assert time.monotonic() < stop
+        client.runner.run(asyncio.sleep(0.02))
 
 
 def idle(client: Client, jobs: Path) -> None:
@@ -327,3 +325,44 @@ def test_what_a_death_left_in_the_spool_becomes_jobs(
         idle(client, tmp_path / "jobs")
     assert len(restored(pacs)) == 3  # a STOW request that was cut off was answered to nobody
     assert list((tmp_path / "jobs" / "spool").glob("*")) == []
+
+
+def test_a_refused_delivery_fails_and_can_be_tried_again(service: Client, pacs: FakePacs, jobs: Path) -> None:
+    def refuse(verb: str, request: httpx.Request) -> httpx.Response | None:
+        return answered([], [(read(data).SOPInstanceUID, 0x0110) for data in sent(request)], 409)
+
+    def sent(request: httpx.Request) -> list[bytes]:
+        return parts_of(request.headers["content-type"], request.extensions["body"])
+
+    def newest() -> dict[str, Any]:
+        return dict(service.get("/dicomweb/jobs?limit=1").json()["jobs"][0])
+
+    with pacs.rule(refuse):
+        assert stow(service, slices(3, "1.2.3.58")).status_code == 200
+        until(service, lambda: newest()["state"] == "failed")
+    assert (newest()["settled"], newest()["instances"], newest()["series"]) == (3, 3, "1.2.3.58")
+    assert pacs.objects == {}
+    assert service.request("POST", f"/dicomweb/jobs/{newest()['id']}/retry").json()["problem"]
+    until(service, lambda: newest()["state"] == "completed")
+    assert len(restored(pacs)) == 3
+    assert newest()["derived_series"] == restored(pacs)[0].SeriesInstanceUID
+    assert service.request("POST", "/dicomweb/jobs/0123/retry").status_code == 404
+    idle(service, jobs)
+
+
+def test_a_refused_part_leaves_a_gap(service: Client, pacs: FakePacs, jobs: Path) -> None:
+    def partly(verb: str, request: httpx.Request) -> httpx.Response | None:
+        sent = parts_of(request.headers["content-type"], request.extensions["body"])
+        uids = [pacs.add(data) for data in sent]
+        del pacs.objects[uids[-1]]
+        return answered(uids[:-1], [(uids[-1], 0x0122)], 202)
+
+    with pacs.rule(partly):
+        assert stow(service, slices(3, "1.2.3.59")).status_code == 200
+        until(service, lambda: service.get("/dicomweb/jobs?limit=1").json()["jobs"][0]["finished"])
+    job = service.get("/dicomweb/jobs?limit=1").json()["jobs"][0]
+    assert (job["state"], job["failed"], job["settled"]) == ("completed_with_gaps", 1, 3)
+    assert len(restored(pacs)) == 2
+    service.request("POST", f"/dicomweb/jobs/{job['id']}/retry")
+    idle(service, jobs)
+    assert len(restored(pacs)) == 3

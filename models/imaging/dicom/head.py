@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +16,6 @@ from pydicom.tag import BaseTag
 from models.errors import CorruptImage
 from models.imaging.dicom.parser import inflate
 from models.imaging.dicom.quiet import quiet
-from models.imaging.dicom.scope import UID
 
 ATTRIBUTES = (
     "ImageType",
@@ -27,6 +27,7 @@ ATTRIBUTES = (
     "ContributingEquipmentSequence",
 )
 _IDENTITY = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
+_UID = re.compile(r"(?=.{1,64}$)[0-9]+(\.[0-9]+)*")  # PS3.5 9.1
 _PIXEL_GROUP = 0x7FE0
 
 
@@ -50,7 +51,7 @@ def read_head(path: Path, most_bytes: int) -> Head:
         meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
         dataset = _read(stream, uid.UID(str(meta.get("TransferSyntaxUID") or "")), most_bytes)
         identity = [str(dataset.get(keyword) or "") for keyword in _IDENTITY]
-        if not all(UID.fullmatch(value) for value in identity):
+        if not all(_UID.fullmatch(value) for value in identity):
             raise CorruptImage("an identifying UID is missing or malformed")
         attributes = {keyword: dataset.get(keyword) for keyword in ATTRIBUTES if keyword in dataset}
         study, series, sop_class, sop_instance = identity

@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 from models.errors import CorruptImage, UnsupportedImage
 
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-UID = re.compile(r"[0-9.]{1,64}")
+_UID = re.compile(r"[0-9.]{1,64}")
 NOT_INTENSITIES = {
     uid.SegmentationStorage: "a segmentation",
     uid.RTDoseStorage: "a dose grid",
@@ -77,7 +77,7 @@ def rescales(dataset: Dataset) -> set[tuple[Any, Any, Any]]:
 def _check_identity(dataset: Dataset) -> None:
     for keyword in _UIDS:
         value = dataset.get(keyword)
-        if not isinstance(value, str) or not UID.fullmatch(value):
+        if not isinstance(value, str) or not _UID.fullmatch(value):
             raise UnsupportedImage("invalid_dicom", f"{keyword} is missing or malformed")
 
 
