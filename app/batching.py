@@ -86,10 +86,11 @@ class Pending(Entry):
     owned: bool  # the admission is the entry's own, since the item brought none
     timer: asyncio.TimerHandle | None = None
     done: bool = False
+    model: Model = field(init=False)
 
-    @property
-    def model(self) -> Model:
-        return Model(self.item.digest, self.item.precision)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.model = Model(self.item.digest, self.item.precision)
 
 
 class Engine:

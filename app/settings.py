@@ -79,6 +79,9 @@ class Settings(BaseSettings):
         default=1024**3, description="memory that one run may take in a worker, bytes; decides the size of tiles"
     )
     timeout_s: PositiveFloat = Field(default=300.0, description="longest work on one request, seconds")
+    stall_s: PositiveFloat = Field(
+        default=60.0, description="a request of whose body nothing comes for so long is given up, seconds"
+    )
     drain_delay_s: NonNegativeFloat = Field(
         default=2.0, description="time after SIGTERM in which all is served, but not ready any more, seconds"
     )
