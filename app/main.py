@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 import uvicorn
 from fastapi import FastAPI
 
-from app import log, openapi, problem
+from app import log, memory, openapi, problem
 from app.admission import QueueLimits
 from app.batching import Engine, EngineConfig
 from app.catalogue import Catalogue, task_name
@@ -126,6 +126,7 @@ def engine_config(settings: Settings) -> EngineConfig:
 
 def serve(settings: Settings) -> None:
     """Runs the server until it is told to stop, and drains it then: see `app.server`."""
+    memory.return_freed()
     log.configure(settings.log_level)
     app = create_app(settings)
     config = uvicorn.Config(
