@@ -48,7 +48,8 @@ WORTH_RETRYING = frozenset({"dns", "connect", "dropped", "busy", "error"})
 
 def open_client(peer: Peer) -> httpx.AsyncClient:
     """The connections to one PACS; the caller closes it. Raises OSError where `ca_file` cannot be used."""
-    context = ssl.create_default_context(cafile=peer.ca_file) if peer.url.startswith("https:") else True
+    encrypted = any(base.startswith("https:") for base in (peer.url, peer.orthanc) if base)
+    context = ssl.create_default_context(cafile=peer.ca_file) if encrypted else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     limits = httpx.Limits(max_connections=peer.connections, keepalive_expiry=IDLE_S)
     timeout = httpx.Timeout(peer.read_s, connect=peer.connect_s, pool=peer.total_s)
     return httpx.AsyncClient(verify=context, limits=limits, timeout=timeout, trust_env=False, follow_redirects=False)

@@ -108,8 +108,9 @@ class DicomWeb:
     async def retrieve_series(self, study: str, series: str, folder: Path) -> AsyncGenerator[Path, None]:
         """Streams a series into files of `folder`, as stored; a path is told when its file is whole.
 
-        The stream pauses while the caller is busy with a path. Where it breaks off, what was told stays valid
-        and the error is raised: `retrieve` gets the rest. Use `contextlib.aclosing` to leave early.
+        The stream pauses while the caller is busy with a path; Orthanc bears with 30 seconds of that, then breaks
+        off. Where it breaks off, what was told stays valid and the error is raised: `retrieve` gets the rest.
+        Use `contextlib.aclosing` to leave early.
         """
         url = f"{self._peer.url}/studies/{_uid(study)}/series/{_uid(series)}"
         paths = (folder / f"{index:06}.dcm" for index in itertools.count())

@@ -42,7 +42,7 @@ class SeriesTags(SeriesRow):
     stable: bool
     sop_class: str = ""
     manufacturer: str = ""
-    device_uids: tuple[str, ...] = ()  # DeviceUID of each item of ContributingEquipmentSequence
+    device_uids: tuple[str, ...] = ()  # all DeviceUID of ContributingEquipmentSequence
 
 
 class Orthanc:
@@ -55,7 +55,8 @@ class Orthanc:
         self._call = Caller(peer, client, observe)
 
     async def changes(self, since: int, limit: int) -> Changes:
-        """The entries after number `since`. `last` below `since` means that the PACS began anew."""
+        """The entries after number `since`. Beyond the newest there are none, and no error: that a PACS has begun
+        anew is told by `last` alone."""
         return _changes(await self._get("/changes", {"since": since, "limit": limit}))
 
     async def last(self) -> int:
@@ -84,7 +85,7 @@ def _series_tags(identifier: str, series: dict[str, Any], instances: int, tags: 
     if not (UID.fullmatch(study) and UID.fullmatch(uid)):
         raise PacsMalformed("json", "a series without valid UIDs")
     number = _text(tags, "SeriesNumber")
-    equipment = tags.get("ContributingEquipmentSequence")
+    equipment = tags.get("ContributingEquipmentSequence") or []
     return SeriesTags(
         identifier=identifier,
         stable=series.get("IsStable") is True,
@@ -94,13 +95,13 @@ def _series_tags(identifier: str, series: dict[str, Any], instances: int, tags: 
         body_part=_text(tags, "BodyPartExamined"),
         station=_text(tags, "StationName"),
         description=_text(tags, "SeriesDescription"),
-        image_type=tuple(part.strip() for part in _text(tags, "ImageType").split("\\") if part),
+        image_type=_texts(tags, "ImageType"),
         study_date=_text(tags, "StudyDate"),
         number=int(number) if re.fullmatch(r"-?[0-9]{1,11}", number) else None,
         instances=instances,
         sop_class=_text(tags, "SOPClassUID"),
         manufacturer=_text(tags, "Manufacturer"),
-        device_uids=tuple(_text(item, "DeviceUID") for item in equipment) if isinstance(equipment, list) else (),
+        device_uids=tuple(uid for item in equipment for uid in _texts(item, "DeviceUID")),
     )
 
 
@@ -117,6 +118,11 @@ def _object(answer: Any) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise PacsMalformed("json", "no object where an object was asked for")
     return answer
+
+
+def _texts(tags: Any, keyword: str) -> tuple[str, ...]:
+    text = _text(tags, keyword)
+    return tuple(part.strip() for part in text.split("\\")) if text else ()
 
 
 def _text(tags: Any, keyword: str) -> str:

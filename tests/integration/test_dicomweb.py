@@ -175,7 +175,10 @@ def test_changes_are_read_from_any_number(orthanc: TestOrthanc, ct_files: list[P
     rest = ask(peer, lambda api: api.changes(page.last, 100))
     assert {change.kind for change in page.entries + rest.entries} >= {"NewInstance", "NewSeries", "NewStudy"}
     assert rest.done
-    assert ask(peer, lambda api: api.last()) >= rest.last > before
+    newest = ask(peer, lambda api: api.last())
+    assert newest >= rest.last > before
+    beyond = ask(peer, lambda api: api.changes(newest + 1000, 10))  # as after a reset of the PACS: only `last` tells
+    assert (beyond.entries, beyond.done) == ([], True)
 
 
 def test_a_series_tells_its_tags(orthanc: TestOrthanc, ct_files: list[Path], tmp_path: Path) -> None:
@@ -187,8 +190,20 @@ def test_a_series_tells_its_tags(orthanc: TestOrthanc, ct_files: list[Path], tmp
     assert (tags.study, tags.series, tags.instances, tags.modality) == (study, series, 3, "CT")
     assert tags.image_type == ("ORIGINAL", "PRIMARY", "AXIAL", "HELIX")
     assert tags.sop_class == "1.2.840.10008.5.1.4.1.1.2"
+    assert tags.device_uids == ()
     with pytest.raises(PacsGone):
         ask(orthanc.peer(), lambda api: api.series("-".join(["01234567"] * 5)))
+    with pytest.raises(ValueError, match="identifier"):
+        ask(orthanc.peer(), lambda api: api.series("../instances"))
+
+
+def test_a_series_tells_what_made_it(orthanc: TestOrthanc, ct_files: list[Path], tmp_path: Path) -> None:
+    made_by = [pydicom.Dataset(), pydicom.Dataset()]
+    made_by[0].Manufacturer = "A"
+    made_by[1].DeviceUID = ["2.25.7", "2.25.8"]
+    orthanc.upload([derive(ct_files[0], tmp_path, series := generate_uid(), ContributingEquipmentSequence=made_by)])
+    tags = ask(orthanc.peer(), lambda api: api.series(orthanc.find(series)[0]))
+    assert tags.device_uids == ("2.25.7", "2.25.8")
 
 
 async def fetch_until_killed(server: TestOrthanc, web: DicomWeb, study: str, series: str, folder: Path) -> list[Path]:

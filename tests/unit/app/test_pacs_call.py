@@ -347,6 +347,7 @@ def test_a_file_that_holds_no_credentials_is_an_operators_business(content: byte
 
 PROGRAM = """
 import asyncio, sys
+from pathlib import Path
 from app import log
 from app.pacs.call import open_client
 from app.pacs.dicomweb import DicomWeb
@@ -358,7 +359,7 @@ async def main():
     peer = Peer(url=sys.argv[1], user="someone", password="secret-word", retries=0)
     async with open_client(peer) as client:
         try:
-            await DicomWeb(peer, client).retrieve("1.2.33333", "1.2.44444", "1.2.55555", None)
+            await DicomWeb(peer, client).retrieve("1.2.33333", "1.2.44444", "1.2.55555", Path("one"))
         except PacsError as error:
             log.logger.exception("pacs", exc_info=error)
     log.event("end", peer=repr(peer))
