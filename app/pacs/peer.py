@@ -50,7 +50,7 @@ class Peer(BaseModel):
 
     url: BaseUrl = Field(description="base of its DICOMweb service, before `/studies`")
     orthanc: BaseUrl | None = Field(default=None, description="base of Orthanc's own REST API: its feed of changes")
-    user: str | None = Field(default=None, min_length=1, description="basic authentication, with one of the passwords")
+    user: str | None = Field(default=None, pattern="^[^:]+$", description="basic authentication, with a password")
     password: SecretStr | None = Field(default=None, description="of that user")
     password_file: Path | None = Field(default=None, description="file that holds it, read at each call")
     token: SecretStr | None = Field(default=None, description="bearer authentication")

@@ -436,5 +436,5 @@ def test_orthancs_answers_are_not_believed_blindly() -> None:
     for value in ([], {}, {"Changes": [{"Seq": 1}], "Last": 1, "Done": True}, {"Changes": 1, "Last": 1, "Done": True}):
         asyncio.run(go(as_json(value), lambda api: api.changes(0, 10)))
     identifier = "-".join(["01234567"] * 5)
-    for value in ([], {}, {"Instances": [identifier]}):
+    for value in ([], {"Instances": [identifier]}):
         asyncio.run(go(as_json(value), lambda api: api.series(identifier)))

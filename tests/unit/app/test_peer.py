@@ -58,6 +58,7 @@ def test_a_variable_holds_them_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
         {"url": URL, "orthanc": "nowhere"},
         {"url": URL, "user": "me"},
         {"url": URL, "password": "p"},
+        {"url": URL, "user": "a:b", "password": "p"},
         {"url": URL, "user": "me", "password": "p", "password_file": "f"},
         {"url": URL, "user": "me", "password": "p", "token": "t"},
         {"url": URL, "token": "t", "token_file": "f"},
