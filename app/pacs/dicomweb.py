@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from app.pacs.call import JSON, Caller, Observe, Params, judge, parse, whole
+from app.pacs.call import JSON, Caller, Observe, Params, judge, parse, pieces, whole
 from app.pacs.errors import PacsError, PacsMalformed, PacsRefused
 from app.pacs.multipart import Body, Reader, boundary_of, save_parts
 from app.pacs.peer import Peer
@@ -94,15 +94,14 @@ class DicomWeb:
         seen: set[str] = set()
         offset = 0
         while page := await self._query(path, [*fields, ("limit", self._peer.page), ("offset", offset)]):
-            fresh = [row for row in map(instance_row, page) if row.sop_instance not in seen]
+            fresh = {row.sop_instance: row for row in map(instance_row, page) if row.sop_instance not in seen}
             if not fresh and len(page) == self._peer.page == len(seen):
                 raise PacsMalformed("paging", "it repeats a full page whatever the offset")
             if not fresh:
                 return
-            for row in fresh:
-                if row.sop_instance not in seen:
-                    seen.add(row.sop_instance)
-                    yield row
+            seen.update(fresh)
+            for row in fresh.values():
+                yield row
             offset += len(page)
 
     async def retrieve_series(self, study: str, series: str, folder: Path) -> AsyncGenerator[Path, None]:
@@ -173,7 +172,7 @@ class DicomWeb:
 
     def _parts(self, response: httpx.Response, paths: Iterator[Path]) -> AsyncGenerator[Path, None]:
         boundary = boundary_of(response.headers.get("content-type", ""))
-        return save_parts(response.aiter_raw(), Reader(boundary, self._peer.instance_bytes), paths)
+        return save_parts(pieces(response), Reader(boundary, self._peer.instance_bytes), paths)
 
 
 def batches(files: Sequence[Path], items: int, limit_bytes: int) -> Iterator[list[Path]]:

@@ -244,3 +244,28 @@ def test_a_pacs_killed_midway_loses_nothing(
 
     call(server.peer(retry_s=0.01), work)
     assert {names(path)[2]: path.read_bytes() for path in folder.iterdir()} == sent
+
+
+def test_a_pacs_killed_between_two_batches_ends_with_each_instance_once(
+    start_orthanc: Callable[..., TestOrthanc], ct_files: list[Path], tmp_path: Path
+) -> None:
+    server = start_orthanc()
+    study, series = names(ct_files[0])[0], generate_uid()
+    copies = [derive(path, tmp_path, series) for path in ct_files]
+    calls: list[str] = []
+
+    def kill_after_three(verb: str, outcome: str, seconds: float) -> None:
+        calls.append(outcome)
+        if len(calls) == 3:
+            server.kill()
+
+    peer = server.peer(stow_items=2, retries=0)
+    with pytest.raises(PacsUnavailable):
+        call(peer, lambda web: web.store(study, copies), kill_after_three)
+    assert calls[:3] == ["2xx"] * 3
+    assert len(calls) == 4
+    server.start()
+    assert len(call(peer, lambda web: collect(web.instances(study, series)))) == 6
+    assert call(peer, lambda web: web.store(study, copies)).stored == {path.stem for path in copies}
+    rows = call(peer, lambda web: collect(web.instances(study, series)))
+    assert sorted(row.sop_instance for row in rows) == sorted(path.stem for path in copies)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
@@ -12,8 +12,6 @@ from app.pacs.errors import PacsMalformed, PacsRefused, PacsUnavailable
 from app.pacs.multipart import Reader, boundary_of
 from tests.scripted_pacs import Answer, Seen, as_json, as_parts, dicom_json, instance, stow
 from tests.unit.app.test_pacs_call import INSTANCE, SERIES, STUDY, collect, failing, list_all, run
-
-T = TypeVar("T")
 
 
 def uids(count: int, start: int = 0) -> list[str]:
@@ -232,6 +230,17 @@ def test_the_body_is_made_anew_for_each_attempt(files: list[Path]) -> None:
     lost = Answer(200, b"{}", sent=0, end="close")
     _, seen = run(lambda web: web.store(STUDY, files), Answer(503), lost, good, retries=2)
     assert [sent(one) for one in seen] == [[path.read_bytes() for path in files]] * 3
+
+
+def test_a_file_that_changes_while_it_is_sent_is_an_error_of_the_disk(files: list[Path]) -> None:
+    async def work(web: DicomWeb) -> None:
+        sending = asyncio.create_task(web.store(STUDY, files[:1]))
+        await asyncio.sleep(0)
+        files[0].write_bytes(b"")
+        with pytest.raises(OSError, match="shorter"):
+            await sending
+
+    run(work, Answer(200), retries=2)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,12 @@ from email.utils import format_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from app.monitoring import Metrics
 from app.pacs import call
 from app.pacs.call import open_client
 from app.pacs.dicomweb import DicomWeb
@@ -206,6 +210,13 @@ def test_retry_after_is_understood(text: str, seconds: float | None) -> None:
     assert error.retry_after_s == seconds
 
 
+@given(text=st.text(st.characters(max_codepoint=255)) | st.from_regex(r"[A-Za-z0-9:, +-]{0,40}", fullmatch=True))
+def test_any_retry_after_is_seconds_or_nothing(text: str) -> None:
+    response = httpx.Response(503, headers=[(b"Retry-After", text.encode("latin-1"))])
+    seconds = call.retry_after(response)
+    assert seconds is None or 0 <= seconds <= call.LONGEST_S
+
+
 def test_retry_after_may_be_a_date() -> None:
     moment = format_datetime(datetime.now(UTC) + timedelta(seconds=1000), usegmt=True)
     error, _ = failing(reach, Answer(429, headers={"Retry-After": moment}))
@@ -279,8 +290,9 @@ def test_a_redirect_leads_nowhere() -> None:
         Answer(200, b'[{"00080018": {"Value": "1.2"}}]'),
         Answer(200, b'[{"00080018": {"Value": ["../../studies"]}}]'),
         Answer(200, gzip.compress(b"[]"), {"Content-Encoding": "gzip"}),
+        Answer(200, b"\xff[]"),
     ],
-    ids=["empty", "xml", "cut", "nested", "object", "number", "no list", "no uid", "compressed"],
+    ids=["empty", "xml", "cut", "nested", "object", "number", "no list", "no uid", "compressed", "no text"],
 )
 def test_an_answer_that_is_no_list_is_malformed(answer: Answer) -> None:
     assert isinstance(failing(list_all, answer, retries=2)[0], PacsMalformed)
@@ -317,6 +329,14 @@ def test_calls_are_observed_without_names(tmp_path: Path) -> None:
         ("wado", "media-type"),
         ("wado", "cancelled"),
     ]
+
+
+def test_calls_are_counted() -> None:
+    metrics = Metrics()
+    run(reach, Answer(503), GOOD, retries=1, observe=metrics.pacs_called)
+    text = metrics.text().decode()
+    for outcome in ("2xx", "5xx"):
+        assert f'medrestore_pacs_call_duration_seconds_count{{outcome="{outcome}",verb="qido"}} 1.0' in text
 
 
 def test_credentials_go_with_every_call_and_are_read_anew(tmp_path: Path) -> None:
