@@ -52,13 +52,6 @@ class Metrics(EngineObserver, JobObserver):
         self._declare_http()
         self._declare_engine()
         self._declare_jobs()
-        self.pacs_calls = Histogram(
-            "medrestore_pacs_call_duration_seconds",
-            "Calls to a PACS, by status class or failure",
-            ["verb", "outcome"],
-            buckets=SECONDS,
-            registry=self.registry,
-        )
 
     def _declare_http(self) -> None:
         r = self.registry
@@ -152,10 +145,6 @@ class Metrics(EngineObserver, JobObserver):
         """Books the stages of one request."""
         for stage, seconds in timings.items():
             self.stages.labels(stage).observe(seconds)
-
-    def pacs_called(self, verb: str, outcome: str, seconds: float) -> None:
-        """Books one attempt of a call to a PACS: the `observe` of `app.pacs`."""
-        self.pacs_calls.labels(verb, outcome).observe(seconds)
 
     def shed(self, reason: str) -> None:
         self.refused.labels(reason).inc()

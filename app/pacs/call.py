@@ -32,7 +32,7 @@ Observe = Callable[[str, str, float], None]  # verb, status class ("2xx") or the
 Params = list[tuple[str, str | int | float | bool | None]]
 
 JSON = "application/dicom+json, application/json"
-ANSWER_BYTES = 64 * 1024**2  # of JSON
+ANSWER_BYTES = 32 * 1024**2  # of JSON
 SHORT_S = 5.0  # a longer Retry-After is for the caller to wait out
 LONGEST_S = 3600.0  # no PACS is believed that asks for more
 IDLE_S = 0.8  # Orthanc closes idle connections after a second

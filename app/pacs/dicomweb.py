@@ -15,10 +15,18 @@ from app.pacs.call import JSON, Caller, Observe, Params, judge, parse, pieces, w
 from app.pacs.errors import PacsError, PacsMalformed, PacsRefused
 from app.pacs.multipart import Body, Reader, boundary_of, save_parts
 from app.pacs.peer import Peer
-from app.pacs.row import INSTANCE_FIELDS, SERIES_FIELDS, UID, InstanceRow, SeriesRow, instance_row, series_row
-from app.pacs.row import number as number_of
-from app.pacs.row import text as text_of
-from app.pacs.row import values as values_of
+from app.pacs.row import (
+    INSTANCE_FIELDS,
+    SERIES_FIELDS,
+    UID,
+    InstanceRow,
+    SeriesRow,
+    instance_row,
+    number_of,
+    series_row,
+    text_of,
+    values_of,
+)
 
 STORED_TYPE = 'multipart/related; type="application/dicom"; transfer-syntax=*'  # as stored, never transcoded
 NOBODY = "2.25.0"  # a study that nobody has: the cheapest question
@@ -114,12 +122,10 @@ class DicomWeb:
         url = f"{self._peer.url}/studies/{_uid(study)}/series/{_uid(series)}"
         paths = (folder / f"{index:06}.dcm" for index in itertools.count())
         async with AsyncExitStack() as stack:
-            opened = self._call.attempts(
-                lambda: stack.enter_async_context(
-                    self._call.answer("wado", url, accept=STORED_TYPE, streamed=True),
-                )
+            response = await self._call.attempts(
+                lambda: stack.enter_async_context(self._call.answer("wado", url, accept=STORED_TYPE, streamed=True))
             )
-            parts = await stack.enter_async_context(aclosing(self._parts(await opened, paths)))
+            parts = await stack.enter_async_context(aclosing(self._parts(response, paths)))
             while path := await self._call.limited(anext(parts, None)):
                 yield path
 
