@@ -126,6 +126,17 @@ def test_a_series_that_breaks_off_yields_whole_instances_only(framed: bool, tmp_
         assert sorted(path.name for path in folder.iterdir()) == [f"{index:06}.dcm" for index in range(len(got))]
 
 
+def test_what_the_caller_does_between_two_instances_is_not_the_pacs_time(tmp_path: Path) -> None:
+    async def work(web: DicomWeb) -> int:
+        count = 0
+        async for _ in web.retrieve_series(STUDY, SERIES, tmp_path):
+            count += 1
+            await asyncio.sleep(0.15)
+        return count
+
+    assert run(work, as_parts(b"one", b"two", b"three"), total_s=0.3)[0] == 3
+
+
 def test_the_opening_of_a_series_is_tried_again_and_its_rest_is_not(tmp_path: Path) -> None:
     broken = as_parts(b"one", b"two" * 50, sent=130, end="close")
     error, seen = failing(
