@@ -11,22 +11,12 @@ from typing import Any
 
 import httpx
 
+from app.pacs import row
 from app.pacs.call import JSON, Caller, Observe, Params, judge, parse, pieces, whole
 from app.pacs.errors import PacsError, PacsMalformed, PacsRefused
 from app.pacs.multipart import Body, Reader, boundary_of, save_parts
 from app.pacs.peer import Peer
-from app.pacs.row import (
-    INSTANCE_FIELDS,
-    SERIES_FIELDS,
-    UID,
-    InstanceRow,
-    SeriesRow,
-    instance_row,
-    number_of,
-    series_row,
-    text_of,
-    values_of,
-)
+from app.pacs.row import INSTANCE_FIELDS, SERIES_FIELDS, UID, InstanceRow, SeriesRow, instance_row, series_row
 
 STORED_TYPE = 'multipart/related; type="application/dicom"; transfer-syntax=*'  # as stored, never transcoded
 NOBODY = "2.25.0"  # a study that nobody has: the cheapest question
@@ -102,14 +92,14 @@ class DicomWeb:
         seen: set[str] = set()
         offset = 0
         while page := await self._query(path, [*fields, ("limit", self._peer.page), ("offset", offset)]):
-            fresh = {row.sop_instance: row for row in map(instance_row, page) if row.sop_instance not in seen}
+            fresh = {one.sop_instance: one for one in map(instance_row, page) if one.sop_instance not in seen}
             if not fresh and len(page) == self._peer.page == len(seen):
                 raise PacsMalformed("paging", "it repeats a full page whatever the offset")
             if not fresh:
                 return
             seen.update(fresh)
-            for row in fresh.values():
-                yield row
+            for one in fresh.values():
+                yield one
             offset += len(page)
 
     async def retrieve_series(self, study: str, series: str, folder: Path) -> AsyncGenerator[Path, None]:
@@ -214,8 +204,9 @@ async def read_stored(response: httpx.Response) -> Stored:
 
 def stored_of(answer: Any) -> Stored:
     """The outcome by ReferencedSOPSequence and FailedSOPSequence. An instance in both has failed."""
-    failed = {text_of(item, "00081155"): Failure(number_of(item, "00081197")) for item in values_of(answer, "00081198")}
-    stored = {text_of(item, "00081155") for item in values_of(answer, "00081199")}
+    failures, references = row.values(answer, "00081198"), row.values(answer, "00081199")
+    failed = {row.text(item, "00081155"): Failure(row.number(item, "00081197")) for item in failures}
+    stored = {row.text(item, "00081155") for item in references}
     failed.pop("", None)
     return Stored(stored - set(failed) - {""}, failed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +41,7 @@ class SeriesTags(SeriesRow):
 
     identifier: str
     stable: bool
-    sop_class: str = ""
-    manufacturer: str = ""
-    device_uids: tuple[str, ...] = ()  # all DeviceUID of ContributingEquipmentSequence
+    header: Mapping[str, Any]  # of one of its instances, by DICOM keyword
 
 
 class Orthanc:
@@ -83,7 +82,6 @@ def tags_of(identifier: str, series: Any, tags: Any) -> SeriesTags:
     if not (UID.fullmatch(study) and UID.fullmatch(uid)):
         raise PacsMalformed("json", "a series without valid UIDs")
     number = _text(tags, "SeriesNumber")
-    equipment = _list(_object(tags).get("ContributingEquipmentSequence"))
     return SeriesTags(
         identifier=identifier,
         stable=_object(series).get("IsStable") is True,
@@ -93,13 +91,11 @@ def tags_of(identifier: str, series: Any, tags: Any) -> SeriesTags:
         body_part=_text(tags, "BodyPartExamined"),
         station=_text(tags, "StationName"),
         description=_text(tags, "SeriesDescription"),
-        image_type=_texts(tags, "ImageType"),
+        image_type=tuple(part.strip() for part in _text(tags, "ImageType").split("\\") if part),
         study_date=_text(tags, "StudyDate"),
         number=int(number) if re.fullmatch(r"-?[0-9]{1,11}", number) else None,
         instances=len(_list(_object(series).get("Instances"))),
-        sop_class=_text(tags, "SOPClassUID"),
-        manufacturer=_text(tags, "Manufacturer"),
-        device_uids=tuple(uid for item in equipment for uid in _texts(item, "DeviceUID")),
+        header=_object(tags),
     )
 
 
@@ -117,11 +113,6 @@ def _object(answer: Any) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise PacsMalformed("json", "no object where an object was asked for")
     return answer
-
-
-def _texts(tags: Any, keyword: str) -> tuple[str, ...]:
-    text = _text(tags, keyword)
-    return tuple(part.strip() for part in text.split("\\")) if text else ()
 
 
 def _list(value: Any) -> list[Any]:

@@ -54,33 +54,33 @@ class InstanceRow:
 def series_row(item: Any) -> SeriesRow:
     """Raises PacsMalformed."""
     return SeriesRow(
-        study=uid_of(item, "0020000D"),
-        series=uid_of(item, "0020000E"),
-        modality=text_of(item, "00080060"),
-        body_part=text_of(item, "00180015"),
-        station=text_of(item, "00081010"),
-        description=text_of(item, "0008103E"),
-        image_type=texts_of(item, "00080008"),
-        study_date=text_of(item, "00080020"),
-        number=number_of(item, "00200011"),
-        instances=number_of(item, "00201209"),
+        study=uid(item, "0020000D"),
+        series=uid(item, "0020000E"),
+        modality=text(item, "00080060"),
+        body_part=text(item, "00180015"),
+        station=text(item, "00081010"),
+        description=text(item, "0008103E"),
+        image_type=texts(item, "00080008"),
+        study_date=text(item, "00080020"),
+        number=number(item, "00200011"),
+        instances=number(item, "00201209"),
     )
 
 
 def instance_row(item: Any) -> InstanceRow:
     """Raises PacsMalformed."""
     return InstanceRow(
-        sop_class=text_of(item, "00080016"),
-        sop_instance=uid_of(item, "00080018"),
-        number=number_of(item, "00200013"),
-        frames=number_of(item, "00280008") or 1,
-        rows=number_of(item, "00280010"),
-        columns=number_of(item, "00280011"),
-        image_type=texts_of(item, "00080008"),
+        sop_class=text(item, "00080016"),
+        sop_instance=uid(item, "00080018"),
+        number=number(item, "00200013"),
+        frames=number(item, "00280008") or 1,
+        rows=number(item, "00280010"),
+        columns=number(item, "00280011"),
+        image_type=texts(item, "00080008"),
     )
 
 
-def values_of(item: Any, tag: str) -> list[Any]:
+def values(item: Any, tag: str) -> list[Any]:
     """The values of an element, none where it is absent or empty. Raises PacsMalformed."""
     element = item.get(tag, {}) if isinstance(item, dict) else None
     found = element.get("Value") or [] if isinstance(element, dict) else None
@@ -89,28 +89,28 @@ def values_of(item: Any, tag: str) -> list[Any]:
     return found
 
 
-def texts_of(item: Any, tag: str) -> tuple[str, ...]:
+def texts(item: Any, tag: str) -> tuple[str, ...]:
     """All values as text."""
-    return tuple(value.strip(" \0") if isinstance(value, str) else "" for value in values_of(item, tag))
+    return tuple(value.strip(" \0") if isinstance(value, str) else "" for value in values(item, tag))
 
 
-def text_of(item: Any, tag: str) -> str:
+def text(item: Any, tag: str) -> str:
     """The first value as text."""
-    return next(iter(texts_of(item, tag)), "")
+    return next(iter(texts(item, tag)), "")
 
 
-def number_of(item: Any, tag: str) -> int | None:
+def number(item: Any, tag: str) -> int | None:
     """The first value as an integer, which IS may write as text; None where it is none."""
-    value = next(iter(values_of(item, tag)), None)
+    value = next(iter(values(item, tag)), None)
     try:
         return int(value) if isinstance(value, (str, int, float)) else None
     except (ValueError, OverflowError):
         return None
 
 
-def uid_of(item: Any, tag: str) -> str:
+def uid(item: Any, tag: str) -> str:
     """A UID that must be there. Raises PacsMalformed."""
-    value = text_of(item, tag)
+    value = text(item, tag)
     if not UID.fullmatch(value):
         raise PacsMalformed("json", "a row without a valid UID")
     return value
