@@ -21,6 +21,8 @@
         ├── DiskFull             no room for the files of a job
         └── JobAbandoned         the service died again and again while it worked on the job
 
+Those of a PACS are in `app.pacs.errors`.
+
 `STATUSES` gives every class its HTTP status, a stable slug and a title; `app.problem` writes them.
 """
 
@@ -28,6 +30,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from app.pacs import errors as pacs
 from models import errors
 from models.errors import MedRestoreError
 
@@ -177,6 +180,12 @@ STATUSES: dict[type[MedRestoreError], Status] = {
     RangeRefused: Status(416, "range", "No such part of the file"),
     DiskFull: Status(507, "disk-full", "No room for the job's files"),
     JobAbandoned: Status(500, "job-abandoned", "The service died with this job"),
+    pacs.PacsError: Status(502, "pacs", "The PACS failed"),
+    pacs.PacsUnavailable: Status(503, "pacs-unavailable", "The PACS cannot be used now"),
+    pacs.PacsDenied: Status(502, "pacs-denied", "The PACS does not let the service in"),
+    pacs.PacsGone: Status(404, "pacs-gone", "The PACS does not hold this"),
+    pacs.PacsRefused: Status(502, "pacs-refused", "The PACS refused the call"),
+    pacs.PacsMalformed: Status(502, "pacs-malformed", "The PACS answered against the rules"),
 }
 
 

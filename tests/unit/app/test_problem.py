@@ -24,7 +24,9 @@ def request() -> Request:
     return Request({"type": "http", "method": "POST", "path": "/", "headers": [], "request_id": "r-1"})
 
 
-@pytest.mark.parametrize("error", [c for c in tree(MedRestoreError) if c.__module__ in ("app.errors", "models.errors")])
+@pytest.mark.parametrize(
+    "error", [c for c in tree(MedRestoreError) if c.__module__ in ("app.errors", "app.pacs.errors", "models.errors")]
+)
 def test_every_error_has_its_own_row(error: type[MedRestoreError]) -> None:
     assert error in STATUSES, f"give {error.__name__} a row in app.errors.STATUSES"
     assert STATUSES[error].code >= 400
