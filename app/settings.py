@@ -133,7 +133,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fit(self) -> Settings:
-        if self.webhook_token and self.webhook_token_file:
+        if self.webhook_token is not None and self.webhook_token_file is not None:
             raise ValueError("webhook_token and webhook_token_file exclude each other")
         if self.limit_bytes > self.request_bytes:
             raise ValueError("limit_bytes must not exceed request_bytes, or the largest request never fits")
@@ -152,13 +152,13 @@ class Settings(BaseSettings):
     @property
     def has_webhook_token(self) -> bool:
         """Whether a PACS has to show a token."""
-        return bool(self.webhook_token or self.webhook_token_file)
+        return self.webhook_token is not None or self.webhook_token_file is not None
 
     def webhook_secret(self) -> str | None:
         """The webhook's token as it is now, None where there is none. Raises OSError."""
         if self.webhook_token_file:
             return self.webhook_token_file.read_text(encoding="utf-8").strip()
-        return self.webhook_token.get_secret_value() if self.webhook_token else None
+        return self.webhook_token.get_secret_value() if self.webhook_token is not None else None
 
     @classmethod
     def settings_customise_sources(
