@@ -28,7 +28,9 @@ SHIPPED_BUNDLES = Path(models.__file__).parent / "bundles"
 class Settings(BaseSettings):
     """Everything that can be set; each field says its unit."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True
+    )
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
