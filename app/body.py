@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -52,10 +52,10 @@ class FileParser(MultiPartParser):
             part.file = self.target
 
 
-def declared_bytes(request: Request, limit: int) -> int:
-    """Length of the body by its header, `limit` where it has none. Raises ImageTooLarge above the limit."""
+def declared_bytes(request: Request, limit: int, undeclared: int) -> int:
+    """Length of the body by its header, `undeclared` where it has none. Raises ImageTooLarge above the limit."""
     text = request.headers.get("content-length", "")
-    length = int(text) if text.isdigit() else limit
+    length = int(text) if text.isdigit() else undeclared
     if length > limit:
         raise _too_large(limit)
     return length
@@ -79,17 +79,21 @@ async def read_upload(request: Request, limit: int) -> Upload:
     return Upload(data, hint)
 
 
-async def save_upload(request: Request, limit: int, path: Path) -> str | None:
-    """Writes the image into a file that is there and empty; gives the hint. Raises what `read_upload` does."""
+async def save_upload(request: Request, limit: int, path: Path, cover: Callable[[int], Awaitable[None]]) -> str | None:
+    """Writes the image into a file that is there and empty; gives the hint.
+
+    `cover` is told, before anything of it is written, how many bytes have come in all. Raises what it raises, and
+    what `read_upload` does.
+    """
     with path.open("r+b") as file:
         try:
             if _is_form(request):
-                parser = FileParser(request.headers, _limited(request, limit), max_files=1, max_fields=1)
+                parser = FileParser(request.headers, _limited(request, limit, cover), max_files=1, max_fields=1)
                 parser.target = file
                 hint = _hint(await _parse(parser))
             else:
                 hint = _declared(request)
-                async for chunk in _limited(request, limit):
+                async for chunk in _limited(request, limit, cover):
                     await asyncio.to_thread(file.write, chunk)
         except ClientDisconnect as exc:
             raise Cancelled("the caller went away while sending") from exc
@@ -125,13 +129,17 @@ async def _parse(parser: MultiPartParser) -> UploadFile:
     return part
 
 
-async def _limited(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+async def _limited(
+    request: Request, limit: int, cover: Callable[[int], Awaitable[None]] | None = None
+) -> AsyncGenerator[bytes, None]:
     """The body's chunks, as long as their sum is within the limit."""
     count = 0
     async for chunk in request.stream():
         count += len(chunk)
         if count > limit:
             raise _too_large(limit)
+        if cover:
+            await cover(count)
         yield chunk
 
 

@@ -13,9 +13,10 @@
         ├── BackendUnavailable   a runtime, device or precision is not to be had here
         ├── InvalidBody          the request's body is no image, or not one image
         ├── NotAcceptable        `Accept` names no type that this image can be written as
-        ├── JobsUnavailable      jobs are switched off, or their folder cannot be used
+        ├── JobsUnavailable      jobs are switched off, or their folder or database cannot be used
         ├── JobNotFound          no job of that id
         ├── NoResult             the job has not ended, or not well
+        ├── RangeRefused         the parts that are asked for are not parts of the file
         ├── DiskFull             no room for the files of a job
         ├── JobAbandoned         the service died again and again while it worked on the job
         ├── AmbiguousKey         more than one API key in one request
@@ -100,7 +101,7 @@ class NotAcceptable(ServiceError):
 
 
 class JobsUnavailable(ServiceError):
-    """There are no jobs here; coming back later does not help."""
+    """There are no jobs here, and nobody knows when there will be."""
 
     retry_after_s = None
 
@@ -116,6 +117,14 @@ class NoResult(ServiceError):
         super().__init__(f"the job is {reason}: only a job that is done has a result")
         self.reason = reason
         self.retry_after_s = retry_after_s
+
+
+class RangeRefused(ServiceError):
+    """`Range` is malformed, or names bytes that a file of `size` bytes does not have."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"Range names no parts of a file of {size} bytes: write bytes=FIRST-LAST, counted from 0")
+        self.size = size
 
 
 class DiskFull(ServiceError):
@@ -218,6 +227,7 @@ STATUSES: dict[type[MedRestoreError], Status] = {
     JobsUnavailable: Status(503, "jobs-unavailable", "No jobs here"),
     JobNotFound: Status(404, "job-not-found", "No such job"),
     NoResult: Status(409, "no-result", "The job has no result"),
+    RangeRefused: Status(416, "range", "No such part of the file"),
     DiskFull: Status(507, "disk-full", "No room for the job's files"),
     JobAbandoned: Status(500, "job-abandoned", "The service died with this job"),
     AmbiguousKey: Status(400, "ambiguous-key", "More than one API key"),

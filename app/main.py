@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 import uvicorn
 from fastapi import FastAPI
 
-from app import log, openapi, problem
+from app import log, memory, openapi, problem
 from app.access import Access, Guard, announce
 from app.admission import QueueLimits
 from app.audit import Audit
@@ -134,6 +134,7 @@ def engine_config(settings: Settings) -> EngineConfig:
 
 def serve(settings: Settings) -> None:
     """Runs the server until it is told to stop, and drains it then: see `app.server`. Raises OptionError."""
+    memory.return_freed()
     log.configure(settings.log_level)
     announce(settings)
     app = create_app(settings)

@@ -1,10 +1,11 @@
-"""Pixel work beside the event loop, where it is long enough to be worth handing over."""
+"""Work beside the event loop, where it is long enough to be worth handing over, and work that is not left half done."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -16,3 +17,20 @@ async def offload(pixels: int, function: Callable[P, T], *args: P.args, **kwargs
     if pixels <= SMALL:
         return function(*args, **kwargs)
     return await asyncio.to_thread(function, *args, **kwargs)
+
+
+async def whole(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives, which runs to its end: a caller that is cancelled meanwhile is so after that.
+
+    For what a thread does to files: cancelling alone would leave the thread at work on what is deleted, or handed on.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # else asyncio reports it as unseen
+        raise

@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from app.errors import QueueFull, Status, status_of
+from app.errors import QueueFull, RangeRefused, Status, status_of
 from models.errors import MedRestoreError
 
 MEDIA_TYPE = "application/problem+json"
@@ -80,7 +80,9 @@ def of_error(request: Request, error: MedRestoreError) -> Response:
         headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
     if isinstance(error, QueueFull):
         headers |= {"X-Queue-Position": str(error.position), "X-Queue-Seconds": f"{error.wait_s:.3f}"}
-    if status.code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+    if isinstance(error, RangeRefused):
+        headers["Content-Range"] = f"bytes */{error.size}"
+    if status.code in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.INSUFFICIENT_STORAGE):
         headers["Connection"] = "close"  # the rest of the body was not read
     request.scope["problem"] = status.slug
     return problem(id_of(request), status, str(error), headers, retry_after_s=wait_s, **_details(error))

@@ -11,11 +11,10 @@ import asyncio
 import errno
 import logging
 import random
-import sqlite3
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +24,7 @@ from app.errors import (
     DiskFull,
     JobAbandoned,
     JobNotFound,
+    JobsUnavailable,
     NotReady,
     QueueFull,
     WorkerLost,
@@ -32,12 +32,13 @@ from app.errors import (
 from app.jobs.folder import JobFolder
 from app.jobs.store import Job, State, Store
 from app.log import event, places
+from app.offload import whole
 from app.problem import of_job, of_job_unexpected
 from models.errors import MedRestoreError, OptionError
 
 T = TypeVar("T")
 
-RETRIED = (QueueFull, NotReady, WorkerLost, DiskFull, BackendUnavailable)  # may go well another time
+RETRIED = (QueueFull, NotReady, WorkerLost, DiskFull, BackendUnavailable, JobsUnavailable)  # may go well another time
 SWEEP_S, STORE_RETRY_S = 60.0, 10.0
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -98,7 +99,9 @@ class JobEngine:
         self._handlers = handlers
         self._observer = observer or JobObserver()
         self._store: Store
-        self._counts: dict[State, int] = {}
+        self._held = ExitStack()  # the folder and the store, while they are ours
+        self._counts = dict.fromkeys(State, 0)
+        self._owed: dict[str, float] = {}  # jobs to put back, when they are due: the store could not be written
         self._running: dict[str, asyncio.Task[None]] = {}
         self._workers: list[asyncio.Task[None]] = []
         self._sweeper: asyncio.Task[None]
@@ -110,16 +113,15 @@ class JobEngine:
 
     async def start(self) -> None:
         """Takes the folder and goes on where the last service was. Raises JobsUnavailable."""
-        await asyncio.to_thread(self.folder.open)
         try:
-            self._store = await asyncio.to_thread(Store, self.folder.root / "jobs.sqlite3")
+            await whole(asyncio.to_thread(self._open))
+            for job in await self._ask(self._store.recover):
+                await self._resume(job)
+            known = await self._ask(self._store.ids)
+            await whole(asyncio.to_thread(self.folder.delete_strangers, known))
         except BaseException:
-            self.folder.close()
+            self._held.close()
             raise
-        for job in await self._ask(self._store.recover):
-            await self._resume(job)
-        known = await self._ask(self._store.ids)
-        await asyncio.to_thread(self.folder.delete_strangers, known)
         await self._count()
         self._workers = [asyncio.create_task(self._serve(), name="jobs") for _ in range(self.config.workers)]
         self._sweeper = asyncio.create_task(self._sweep(), name="jobs that are over")
@@ -132,14 +134,19 @@ class JobEngine:
         for task in self._running.values():
             task.cancel()
         await asyncio.gather(self._sweeper, *self._workers, return_exceptions=True)
-        self._store.close()
-        self.folder.close()
+        await asyncio.to_thread(self._held.close)  # waits for who still asks the store
 
     def close(self) -> None:
         """Ends every `watch`, and starts no more jobs; those that run go on until `stop`."""
         self._stopping = True
         for id in list(self._bells):
             self._ring(id)
+
+    def _open(self) -> None:
+        self.folder.open()
+        self._held.callback(self.folder.close)
+        self._store = Store(self.folder.root / "jobs.sqlite3")
+        self._held.callback(self._store.close)
 
     async def _resume(self, job: Job) -> None:
         if job.deaths >= self.config.deaths:
@@ -167,29 +174,44 @@ class JobEngine:
             raise QueueFull("jobs", 60.0)
 
     async def submit(
-        self, id: str, kind: str, parameters: dict[str, Any], total: int | None = None, key: str | None = None
+        self,
+        id: str,
+        kind: str,
+        parameters: dict[str, Any],
+        total: int | None = None,
+        key: str | None = None,
+        asked: Mapping[str, Any] | None = None,
     ) -> Job:
         """Queues a job whose folder holds what its handler needs. Once this returns, the job survives anything.
 
-        Where `key` was used before, that job is given and this folder deleted. Raises OptionError
-        where it was used for something else, and what `check` raises.
+        Where `key` was used before, that job is given; raises OptionError where it was `asked` for something else
+        (see `same`; None: all parameters), and what `check` raises. The folder is the job's from now on, whatever
+        becomes of the caller, and is deleted where it becomes no job.
         """
         if kind not in self._handlers:
             raise ValueError(f"no handler for jobs of kind {kind!r}")
-        self.check()
-        job = await self._ask(self._store.add, id, kind, parameters, total, key)
-        if job.id != id:
-            await asyncio.to_thread(self.folder.delete, id)
-            return same(job, kind, parameters)
-        event("job accepted", job=id, kind=kind, steps=total)
-        await self._count()
-        self._work.set()
+        job = await whole(self._accept(id, kind, parameters, total, key))
+        return job if job.id == id else same(job, kind, parameters if asked is None else asked)
+
+    async def _accept(self, id: str, kind: str, parameters: dict[str, Any], total: int | None, key: str | None) -> Job:
+        """The new job, or the one that the key named before."""
+        job: Job | None = None
+        try:
+            self.check()
+            job = await self._ask(self._store.add, id, kind, parameters, total, key)
+        finally:
+            if job is None or job.id != id:
+                await asyncio.to_thread(self.folder.delete, id)
+        if job.id == id:
+            event("job accepted", job=id, kind=kind, steps=total)
+            self._work.set()
+            await self._count()
         return job
 
-    async def known(self, key: str, kind: str, parameters: dict[str, Any]) -> Job | None:
-        """The job that was made under an idempotency key. Raises OptionError where it was another kind of work."""
+    async def known(self, key: str, kind: str, asked: Mapping[str, Any]) -> Job | None:
+        """The job that was made under an idempotency key. Raises OptionError where it was `asked` for other work."""
         job = await self._ask(self._store.find_by_key, key)
-        return job and same(job, kind, parameters)
+        return job and same(job, kind, asked)
 
     async def get(self, id: str) -> Job:
         """Raises JobNotFound."""
@@ -244,13 +266,14 @@ class JobEngine:
         while not self._stopping:
             self._work.clear()
             try:
+                await self._put_back()
                 if job := await self._ask(self._store.claim):
                     self._work.set()  # there may be more than this one, for another worker
                     await self._take(job)
                     continue
                 due = await self._ask(self._store.next_due)
                 wait_s = None if due is None else max(0.05, due - time.time())
-            except sqlite3.Error as error:  # a full disk, most likely: what is in the file stays as it is
+            except Exception as error:  # noqa: BLE001  (a full disk, most likely: what is in the file stays as it is)
                 event("jobs cannot be written", logging.ERROR, **places(error))
                 wait_s = STORE_RETRY_S
             with suppress(TimeoutError):
@@ -267,8 +290,21 @@ class JobEngine:
         if not task.cancelled() and task.exception() is None:
             return
         wait_s = 0.0 if task.cancelled() else STORE_RETRY_S  # the store failed: what the run did is in its folder
-        if await self._ask(self._store.postpone, job.id, time.time() + wait_s):
-            event("job put back", job=job.id, kind=job.kind)
+        self._owed[job.id] = time.time() + wait_s
+        await self._put_back()
+
+    async def _put_back(self) -> None:
+        """Queues what nobody works on any more, and the store says to be running."""
+        while self._owed:
+            id, due = self._owed.popitem()  # taken, so that no other worker puts it back again later
+            try:
+                job = await self._ask(self._store.postpone, id, due)
+            except MedRestoreError:
+                self._owed[id] = due
+                raise
+            if job:
+                event("job put back", job=id, kind=job.kind)
+                self._ring(id)
 
     async def _run(self, job: Job) -> None:
         """One run, to the end of the job or to its next attempt; nothing, where it was cancelled just now."""
@@ -331,12 +367,12 @@ class JobEngine:
     async def _sweep(self) -> None:
         """Deletes jobs whose time is over, now and then."""
         while True:
-            with suppress(sqlite3.Error):  # next time
+            with suppress(MedRestoreError):  # next time
                 for job in await self._ask(self._store.finished_before, time.time() - self.config.keep_s):
                     await asyncio.to_thread(self.folder.delete, job.id)
                     await self._ask(self._store.remove, job.id)
                     event("job forgotten", job=job.id, kind=job.kind)
-                await self._count()
+            await self._count()
             await asyncio.sleep(min(SWEEP_S, self.config.keep_s))
 
     def _ring(self, id: str) -> None:
@@ -344,15 +380,20 @@ class JobEngine:
             bell.set()
 
     async def _count(self) -> None:
-        self._counts = await self._ask(self._store.counts)
+        with suppress(MedRestoreError):  # they will be told next time
+            self._counts = await self._ask(self._store.counts)
 
     async def _ask(self, method: Callable[..., T], *values: Any) -> T:
         """Calls the store off the event loop, to its end even where the caller is cancelled meanwhile."""
-        return await asyncio.shield(asyncio.to_thread(method, *values))
+        return await whole(asyncio.to_thread(method, *values))
 
 
-def same(job: Job, kind: str, parameters: dict[str, Any]) -> Job:
-    """The job, once it is what was asked for. Raises OptionError."""
-    if (job.kind, job.parameters) != (kind, parameters):
+def same(job: Job, kind: str, asked: Mapping[str, Any]) -> Job:
+    """The job, once it is what was asked for: of its kind, and made with these parameters. Raises OptionError.
+
+    Parameters that are not among those asked for were found for the caller, and may be found otherwise next time.
+    """
+    made_with = {name: job.parameters.get(name) for name in asked}
+    if job.kind != kind or made_with != asked:
         raise OptionError("this Idempotency-Key was used for a job with other options; use a new one for each job")
     return job

@@ -24,6 +24,7 @@ from app.jobs.folder import JobFolder, private_file
 from app.jobs.journal import Journal
 from app.log import event
 from app.negotiation import choose, formats_of
+from app.offload import whole
 from app.pipeline import EXACT, Options, Record, Stopwatch, check, choose_precision, derive, restore_frames, summarise
 from app.runner import BulkRunner
 from app.service import Service
@@ -49,6 +50,7 @@ class Wanted:
     sigma: float | None
     precision: str | None
     accept: str | None
+    named: str | None = None  # the model as the caller named it, if he did
 
     @property
     def options(self) -> Options:
@@ -71,7 +73,7 @@ class RestorationHandler:
         with ExitStack() as stack:
             opening = open_frames(run.folder / INPUT, self._service.settings.job_limits, self._service.settings.limits)
             source = await asyncio.to_thread(stack.enter_context, opening)
-            await asyncio.to_thread(source.check)
+            await whole(asyncio.to_thread(source.check))
             check(source.image, bundle, wanted.options, self._service.settings.job_limits)
             precision = choose_precision(source.image, wanted.precision, self._service.settings.fast_for_8_bit)
             if not self._service.engine.supports(bundle, precision):
@@ -96,17 +98,17 @@ class RestorationHandler:
         runner = BulkRunner(engine, bundle.digest, precision, window, self._service.tiling)
         options = wanted.options
         await run.progress(frames.done, image.frames)
-        with self._folder.promise(frames.bytes_to_come):
+        async with self._folder.promise(run.id, bytes_needed(run.folder / INPUT, image, wanted.scale)):
             await restore_frames(frames, range(frames.done, image.frames), bundle, options, runner, Stopwatch())
             evidence = summarise(frames.journal.records, image, bundle)
             derivation = derive(bundle, options, backend, precision, evidence)
-            result = await asyncio.to_thread(frames.encode, derivation)
+            result = await whole(asyncio.to_thread(frames.encode, derivation))
         self._service.book(wanted.task, image, evidence)
         facts = facts_of(
             evidence, bundle.reference, bundle.digest, backend, precision, image.lossy, source_of(image).notes
         )
         outcome = {"facts": facts, "format": format, "media_type": MEDIA_TYPES[format], **result}
-        await asyncio.to_thread(_conclude, run.folder, outcome)
+        await whole(asyncio.to_thread(_conclude, run.folder, outcome))
         return outcome
 
 
@@ -126,14 +128,8 @@ class _Disk:
         """Frames that are finished."""
         return len(self.journal.records)
 
-    @property
-    def bytes_to_come(self) -> int:
-        """The frames that are left, and the result."""
-        image = self._file.image
-        return image.pixels.nbytes * (2 * image.frames - self.done) // image.frames
-
     async def take(self, index: int) -> Image:
-        return await asyncio.to_thread(self._source.read, index)
+        return await whole(asyncio.to_thread(self._source.read, index))
 
     async def put(self, index: int, frame: Image, record: Record) -> None:
         """Returns when the frame is on the disk, and said to be."""
@@ -142,7 +138,7 @@ class _Disk:
             self._file.write(index, frame)
             self.journal.add(record)
 
-        await asyncio.to_thread(keep)
+        await whole(asyncio.to_thread(keep))
         await self._run.progress(self.done, self._file.image.frames)
 
     def encode(self, derivation: Derivation) -> dict[str, Any]:
@@ -168,6 +164,11 @@ def _concluded(folder: Path) -> dict[str, Any] | None:
     """The outcome of a run that was cut off just after its end."""
     path = folder / OUTCOME
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def bytes_needed(source: Path, image: Image, scale: int) -> int:
+    """What a job's folder holds at most: the file that was sent, the finished frames, and the result."""
+    return source.stat().st_size + 2 * image_after(image, scale).pixels.nbytes
 
 
 def image_after(image: Image, scale: int) -> Image:

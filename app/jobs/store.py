@@ -15,13 +15,14 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from app.errors import JobsUnavailable
+from app.errors import DiskFull, JobsUnavailable
 
 # Step n brings a file from schema n to n + 1 (`PRAGMA user_version`). Steps are added, never changed.
 MIGRATIONS = (
@@ -87,23 +88,23 @@ class Job:
 
 
 class Store:
-    """All methods may be called from any thread; each is one transaction, on the disk when it returns."""
+    """All methods may be called from any thread; each is one transaction, on the disk when it returns.
+
+    All raise JobsUnavailable where the file cannot be read or written, and DiskFull where there is no room for it.
+    """
 
     def __init__(self, path: Path, migrations: Sequence[str] = MIGRATIONS) -> None:
         """Opens the file, or makes it, and brings its schema up to date. Raises JobsUnavailable."""
-        path.touch(mode=0o600)
         self._lock = threading.Lock()
-        self._connection = sqlite3.connect(path, BUSY_S, isolation_level=None, check_same_thread=False)
-        self._connection.row_factory = sqlite3.Row
-        try:
+        with ExitStack() as stack, _translated():
+            path.touch(mode=0o600)
+            self._connection = sqlite3.connect(path, BUSY_S, isolation_level=None, check_same_thread=False)
+            stack.callback(self._connection.close)
+            self._connection.row_factory = sqlite3.Row
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
             migrate(self._connection, migrations)
-        except (sqlite3.Error, JobsUnavailable) as exc:
-            self._connection.close()
-            if isinstance(exc, JobsUnavailable):
-                raise
-            raise JobsUnavailable(f"{path.name} cannot be used: {exc}") from exc
+            stack.pop_all()
 
     def close(self) -> None:
         with self._lock:
@@ -123,18 +124,15 @@ class Store:
 
     def counts(self) -> dict[State, int]:
         """Number of jobs in each state."""
-        with self._lock:
-            rows = self._connection.execute("SELECT state, count(*) FROM job GROUP BY state").fetchall()
+        rows = self._rows("SELECT state, count(*) FROM job GROUP BY state")
         return dict.fromkeys(State, 0) | {State(state): count for state, count in rows}
 
     def ids(self) -> set[str]:
-        with self._lock:
-            return {id for (id,) in self._connection.execute("SELECT id FROM job")}
+        return {id for (id,) in self._rows("SELECT id FROM job")}
 
     def next_due(self) -> float | None:
         """When the next queued job may run; None without any."""
-        with self._lock:
-            (due,) = self._connection.execute("SELECT min(due) FROM job WHERE state = 'queued'").fetchone()
+        [(due,)] = self._rows("SELECT min(due) FROM job WHERE state = 'queued'")
         return None if due is None else float(due)
 
     def finished_before(self, moment: float) -> list[Job]:
@@ -221,8 +219,27 @@ class Store:
         return found[0] if found else None
 
     def _all(self, statement: str, *values: Any) -> list[Job]:
-        with self._lock:
-            return [_job(row) for row in self._connection.execute(statement, values).fetchall()]
+        with _translated():
+            return [_job(row) for row in self._rows(statement, *values)]
+
+    def _rows(self, statement: str, *values: Any) -> list[sqlite3.Row]:
+        with _translated(), self._lock:
+            return self._connection.execute(statement, values).fetchall()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Failures of the file as errors of the service. SQLite's messages name no values; those of others might."""
+    try:
+        yield
+    except sqlite3.Error as exc:
+        if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise DiskFull("the disk of the jobs' database is full") from exc
+        raise JobsUnavailable(f"the jobs' database cannot be used: {exc}") from exc
+    except OSError as exc:
+        raise JobsUnavailable(f"the jobs' database cannot be used: {exc.strerror}") from exc
+    except (LookupError, TypeError, ValueError) as exc:  # rows that this program did not write
+        raise JobsUnavailable("the jobs' database holds what is no job") from exc
 
 
 def migrate(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from app.errors import (
     NotAcceptable,
     NotReady,
     QueueFull,
+    RangeRefused,
     RunFailed,
 )
 from app.problem import MEDIA_TYPE, body_of
@@ -154,5 +155,6 @@ JOB_RESULT: dict[int | str, dict[str, Any]] = {
     409: _problem(
         "The job has no result", NoResult, "the job is running: only a job that is done has a result", reason="running"
     ),
+    416: _problem("No such part of the result", RangeRefused, str(RangeRefused(1000))),
     **JOB_PROBLEMS,
 }

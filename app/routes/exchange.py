@@ -30,7 +30,7 @@ async def exchange(
     limit = service.settings.limit_bytes
     refuse_repeated(request)
     service.check(job)
-    with service.gate.enter(declared_bytes(request, limit), service.engine.full):
+    with service.gate.enter(declared_bytes(request, limit, undeclared=limit), service.engine.full):
         start = time.perf_counter()
         upload = await read_upload(request, limit)
         receive_s = time.perf_counter() - start

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from starlette.responses import FileResponse, StreamingResponse
+from starlette.responses import StreamingResponse
 
 from app.body import declared_bytes, save_upload
 from app.errors import JobNotFound, JobsUnavailable, NoResult
 from app.facts import fact_headers
 from app.jobs.engine import JobEngine
 from app.jobs.folder import private_file
-from app.jobs.restoration import INPUT, KIND, RESULT, Wanted
+from app.jobs.restoration import INPUT, KIND, RESULT, Wanted, bytes_needed
 from app.jobs.store import Job, State
 from app.negotiation import choose, formats_of
+from app.offload import whole
 from app.pipeline import check
 from app.routes.documentation import (
     IMAGE_BODY,
@@ -30,6 +33,7 @@ from app.routes.documentation import (
     JOB_PROBLEMS,
     JOB_RESULT,
 )
+from app.routes.download import Download, in_parts
 from app.routes.exchange import refuse_repeated
 from app.schemas import JobList, JobProblem, JobQuery, JobsQuery, JobStatus, NoQuery, RestorationFacts
 from app.service import Service
@@ -58,11 +62,12 @@ async def submit_job(
     """
     service, jobs = request.app.state.service, engine_of(request)
     refuse_repeated(request)
-    bundle, wanted = _wanted(service, query, request.headers.get("accept"))
-    known = idempotency_key and await jobs.known(idempotency_key, KIND, vars(wanted))
-    if known:
+    asked = _asked(query, request.headers.get("accept"))
+    job = await jobs.known(idempotency_key, KIND, asked) if idempotency_key else None
+    if job:
         response.headers["Connection"] = "close"  # the body is left unread
-    job = known or await _receive(request, service, jobs, bundle, wanted, idempotency_key)
+    else:
+        job = await _receive(request, service, jobs, asked, idempotency_key)
     request.scope["facts"] = {"job": job.id, "frames": job.total}
     response.headers.update(_headers(job))
     response.headers["Location"] = f"{_base(request)}/{job.id}"
@@ -104,7 +109,7 @@ async def watch_job(
     return StreamingResponse(events, headers=headers, media_type="text/event-stream")
 
 
-@router.get("/{job_id}/result", response_class=FileResponse, responses=JOB_RESULT)
+@router.get("/{job_id}/result", response_class=Download, responses=JOB_RESULT)
 async def get_result(request: Request, job_id: str, _: Annotated[NoQuery, Query()]) -> Response:
     """The restored image, with the headers of `POST /denoise`; parts of it by `Range`."""
     job = await _find(request, job_id)
@@ -112,12 +117,11 @@ async def get_result(request: Request, job_id: str, _: Annotated[NoQuery, Query(
         raise NoResult(job.state, None if job.state.final else _retry_after_s(job))
     digest = job.outcome["content_digest"]
     headers = {**fact_headers(job.outcome["facts"]), "Repr-Digest": digest, "Cache-Control": "no-store"}
-    if "range" not in request.headers:
+    if not in_parts(request.headers):
         headers["Content-Digest"] = digest
     path = engine_of(request).folder.of(job.id) / RESULT
-    if not path.exists():
-        raise JobNotFound("the job's files were deleted just now")
-    return FileResponse(path, headers=headers, media_type=job.outcome["media_type"])
+    stat = await asyncio.to_thread(_stat, path)
+    return Download(path, headers=headers, media_type=job.outcome["media_type"], stat_result=stat)
 
 
 @router.delete("/{job_id}", status_code=204, responses=JOB_DELETED)
@@ -158,35 +162,47 @@ def status_of(job: Job, base: str) -> JobStatus:
     )
 
 
-async def _receive(
-    request: Request, service: Service, jobs: JobEngine, bundle: Bundle, wanted: Wanted, key: str | None
-) -> Job:
-    """Writes the image into a new job's folder and queues the job; nothing is left where that fails."""
+async def _receive(request: Request, service: Service, jobs: JobEngine, asked: dict[str, Any], key: str | None) -> Job:
+    """Writes the image into a new job's folder and queues the job; nothing is left where that fails.
+
+    What can be refused without the body is refused before it is read.
+    """
+    bundle = service.catalogue.lookup(asked["named"], asked["task"], asked["scale"])
+    wanted = Wanted(model=bundle.reference, **asked)
+    choose(wanted.accept, OUTPUTS)
     jobs.check()
-    limit = service.settings.job_bytes
-    with jobs.folder.promise(declared_bytes(request, limit)):
-        id = jobs.new_id()
-        folder = await asyncio.to_thread(jobs.folder.make, id)
+    id, limit = jobs.new_id(), service.settings.job_bytes
+    async with jobs.folder.promise(id, declared_bytes(request, limit, undeclared=0)):
         try:
-            hint = await save_upload(request, limit, private_file(folder / INPUT))
+            path = await whole(asyncio.to_thread(lambda: private_file(jobs.folder.make(id) / INPUT)))
+            hint = await save_upload(request, limit, path, partial(jobs.folder.cover, id))
             async with jobs.intake:
-                frames = await asyncio.to_thread(_judge, folder / INPUT, hint, service, bundle, wanted)
-            return await jobs.submit(id, KIND, vars(wanted), frames, key)
+                frames = await whole(asyncio.to_thread(_judge, path, hint, service, jobs, bundle, wanted))
         except BaseException:
-            await asyncio.shield(asyncio.to_thread(jobs.folder.delete, id))
+            await whole(asyncio.to_thread(jobs.folder.delete, id))
             raise
+    return await jobs.submit(id, KIND, vars(wanted), frames, key, asked)
 
 
-def _judge(path: Path, hint: str | None, service: Service, bundle: Bundle, wanted: Wanted) -> int:
+def _judge(path: Path, hint: str | None, service: Service, jobs: JobEngine, bundle: Bundle, wanted: Wanted) -> int:
     """The number of frames, once nothing speaks against the job that the header can tell."""
     with open_frames(path, service.settings.job_limits, service.settings.limits, hint) as frames:
         check(frames.image, bundle, wanted.options, service.settings.job_limits)
         choose(wanted.accept, formats_of(frames.image))
+        jobs.folder.check(bytes_needed(path, frames.image, wanted.scale))
         return frames.image.frames
 
 
-def _wanted(service: Service, query: JobQuery, accept: str | None) -> tuple[Bundle, Wanted]:
-    """Model and parameters of a job, before its body is read. Raises OptionError, BundleError, NotAcceptable."""
+def _stat(path: Path) -> os.stat_result:
+    """Of a result. Raises JobNotFound."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        raise JobNotFound("the job's files were deleted just now") from None
+
+
+def _asked(query: JobQuery, accept: str | None) -> dict[str, Any]:
+    """What the caller chose: all fields of `Wanted` but the model that is found for him. Raises OptionError."""
     denoise = query.task == "denoise"
     if denoise and query.scale is not None:
         raise OptionError("scale belongs to superresolve; denoise keeps rows and columns")
@@ -194,11 +210,16 @@ def _wanted(service: Service, query: JobQuery, accept: str | None) -> tuple[Bund
         raise OptionError("strength and sigma belong to denoising; superresolve takes neither")
     if not denoise and query.scale is None:
         raise OptionError("superresolve needs scale=2 or scale=4")
-    scale = int(query.scale or 1)
-    bundle = service.catalogue.lookup(query.model, query.task, scale)
-    choose(accept, OUTPUTS)
     strength = 1.0 if query.strength is None else query.strength
-    return bundle, Wanted(query.task, scale, bundle.reference, strength, query.sigma, query.precision, accept)
+    return {
+        "task": query.task,
+        "scale": int(query.scale or 1),
+        "named": query.model,
+        "strength": strength,
+        "sigma": query.sigma,
+        "precision": query.precision,
+        "accept": accept,
+    }
 
 
 async def _find(request: Request, job_id: str) -> Job:

@@ -6,9 +6,10 @@ import asyncio
 import base64
 import hashlib
 import json
+import sqlite3
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import httpx
 import numpy as np
 import pytest
 
+from app.jobs.store import Job, Store
+from models.bundle import promote
 from models.imaging.codec import decode
 from tests.dicom_objects import enhanced, file_of
 from tests.integration.client import Client, changed, dicom, npy, problem, serving
-from tests.tiny_bundle import write_slow
+from tests.tiny_bundle import copy_bundle, write_slow
 
 END_S = 60.0
 
@@ -116,6 +119,21 @@ def test_form_upload_and_download_in_parts(workshop: Client, small: bytes) -> No
     assert part.headers["Repr-Digest"] == whole.headers["Content-Digest"]
 
 
+@pytest.mark.parametrize("asked", ["bytes=999999999-", "bytes=", "bytes=z-a", "bytes=9-3"])
+def test_parts_that_there_are_not_are_refused(workshop: Client, small: bytes, asked: str) -> None:
+    job = work(workshop, "/jobs?task=denoise", small)
+    response = workshop.get(job["result"], headers={"Range": asked})
+    assert (problem(response)["status"], problem(response)["type"]) == (416, "urn:medrestore:problem:range")
+    assert response.headers["Content-Range"] == f"bytes */{len(workshop.get(job['result']).content)}"
+
+
+def test_parts_in_another_unit_are_the_whole(workshop: Client, small: bytes) -> None:
+    job = work(workshop, "/jobs?task=denoise", small)
+    response, whole = workshop.get(job["result"], headers={"Range": "frames=0-0"}), workshop.get(job["result"])
+    assert (response.status_code, response.content) == (200, whole.content)
+    assert response.headers["Content-Digest"] == whole.headers["Content-Digest"]
+
+
 def test_files_are_private_and_few(workshop: Client, small: bytes) -> None:
     job = work(workshop, "/jobs?task=denoise", small)
     folder = workshop.app.state.jobs.folder.of(job["id"])
@@ -182,6 +200,73 @@ def test_two_uploads_at_once_under_one_key_give_one_job(workshop: Client, small:
     ids = workshop.runner.run(both())
     assert len(set(ids)) == 1
     workshop.runner.run(ended(workshop, f"/jobs/{ids[0]}"))
+
+
+def test_one_key_gives_one_job_though_another_version_has_become_the_default(
+    repository: Path, tmp_path: Path, small: bytes
+) -> None:
+    copy_bundle(repository, "tiny", "tiny", "2")
+    promote(repository, "tiny", "1")
+    key = {"Idempotency-Key": "order 66"}
+    with serving(repository, jobs=tmp_path / "jobs", job_free_bytes=0, repository_poll=0) as client:
+        first = work(client, "/jobs?task=denoise", small, headers=key)
+        promote(repository, "tiny", "2")
+        client.service.catalogue.follow_pointer("tiny")
+        again = client.post("/jobs?task=denoise", small, headers=key)
+        assert (again.status_code, again.json()["id"]) == (202, first["id"])
+        named = client.post("/jobs?task=denoise&model=tiny@1", small, headers=key)
+        assert problem(named)["type"].endswith("invalid-option")
+        assert work(client, "/jobs?task=denoise", small)["model"] == "tiny@2"
+
+
+def test_uploads_of_unknown_length_are_promised_what_has_come(
+    built_repository: Path, tmp_path: Path, small: bytes
+) -> None:
+    async def chunks(body: bytes) -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 1000):
+            yield body[start : start + 1000]
+
+    settings = {"job_disk_bytes": 1_000_000, "job_free_bytes": 0}  # less than one body may be
+    with serving(built_repository, jobs=tmp_path / "jobs", **settings) as client:
+
+        async def both() -> list[httpx.Response]:
+            sent = [client.send("POST", "/jobs?task=denoise", content=chunks(small)) for _ in range(3)]
+            return await asyncio.gather(*sent)
+
+        for response in client.runner.run(both()):
+            assert response.status_code == 202, response.text
+            assert client.runner.run(ended(client, response.headers["Location"]))["state"] == "done"
+        refused = client.request("POST", "/jobs?task=denoise", content=chunks(bytes(1_200_000)))
+        assert problem(refused)["type"].endswith("disk-full")
+        assert refused.headers["Connection"] == "close"
+        assert client.service.settings.job_bytes > 1_200_000
+
+
+def test_a_job_stands_though_its_caller_goes_while_it_is_noted(
+    workshop: Client, small: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> dict[str, Any]:
+        noting = asyncio.Event()
+        loop, add = asyncio.get_running_loop(), Store.add
+
+        def slow(store: Store, *values: Any) -> Job:
+            loop.call_soon_threadsafe(noting.set)
+            time.sleep(0.1)
+            return add(store, *values)
+
+        monkeypatch.setattr(Store, "add", slow)
+        caller = asyncio.create_task(workshop.send("POST", "/jobs?task=denoise", content=small))
+        await noting.wait()
+        caller.cancel()
+        await asyncio.wait({caller})
+        assert caller.cancelled()
+        newest = (await workshop.send("GET", "/jobs?limit=1")).json()["jobs"][0]
+        return await ended(workshop, f"/jobs/{newest['id']}")
+
+    before = {job["id"] for job in workshop.get("/jobs?limit=100").json()["jobs"]}
+    job = workshop.runner.run(scenario())
+    assert job["id"] not in before
+    assert job["state"] == "done"
 
 
 @pytest.mark.parametrize(
@@ -265,6 +350,27 @@ def test_a_folder_that_cannot_be_used_costs_nothing_but_the_jobs(
         assert client.post("/denoise", picture).status_code == 200
 
 
+def test_a_database_that_cannot_be_read_costs_nothing_but_the_jobs(
+    built_repository: Path, tmp_path: Path, picture: bytes, small: bytes
+) -> None:
+    path = tmp_path / "jobs" / "jobs.sqlite3"
+
+    def unavailable(client: Client) -> None:
+        for response in (client.get("/jobs"), client.post("/jobs?task=denoise", small)):
+            assert (response.status_code, problem(response)["type"][-16:]) == (503, "jobs-unavailable")
+        assert client.post("/denoise", picture).status_code == 200
+
+    with serving(built_repository, jobs=tmp_path / "jobs", job_free_bytes=0) as client:
+        assert work(client, "/jobs?task=denoise", small)["state"] == "done"
+        with sqlite3.connect(path) as connection:
+            connection.execute("DROP TABLE job")
+        connection.close()
+        unavailable(client)
+        assert list(tmp_path.glob("jobs/files/*/input")) == []
+    with serving(built_repository, jobs=tmp_path / "jobs", job_free_bytes=0) as client:
+        unavailable(client)
+
+
 @pytest.mark.parametrize(
     ("settings", "slug", "code"),
     [
@@ -272,7 +378,7 @@ def test_a_folder_that_cannot_be_used_costs_nothing_but_the_jobs(
         ({"job_frames": 3}, "too-large", 413),
         ({"job_pixels": 100}, "too-large", 413),
         ({"limit_pixels": 40}, "too-large", 413),
-        ({"job_disk_bytes": 1000}, "disk-full", 507),
+        ({"job_disk_bytes": 1000}, "too-large", 413),
         ({"job_free_bytes": 2**60}, "disk-full", 507),
     ],
 )
@@ -283,6 +389,16 @@ def test_limits(
         answer = problem(client.post("/jobs?task=denoise", multiframe))
         assert (answer["type"], answer["status"]) == (f"urn:medrestore:problem:{slug}", code)
         assert list(client.app.state.jobs.folder.root.glob("files/*")) == []
+
+
+def test_a_job_that_never_has_room_for_its_result_is_refused_at_once(built_repository: Path, tmp_path: Path) -> None:
+    with serving(built_repository, jobs=tmp_path / "jobs", job_disk_bytes=1_000_000, job_free_bytes=0) as client:
+        stack = np.random.default_rng(3).normal(500, 40, (10, 100, 100)).astype(np.float32)
+        refused = problem(client.post("/jobs?task=denoise", npy(stack)))  # 0.4 MB, its frames and its result as much
+        assert (refused["status"], refused["type"]) == (413, "urn:medrestore:problem:too-large")
+        assert "job_disk_bytes" in refused["detail"]
+        assert problem(client.post("/jobs?task=superresolve&scale=2", npy(stack[:4])))["status"] == 413
+        assert work(client, "/jobs?task=denoise", npy(stack[:4]))["state"] == "done"
 
 
 def slow(frames: int) -> bytes:

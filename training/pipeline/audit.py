@@ -7,7 +7,7 @@ noise of their channels was mixed where they were made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -18,11 +18,21 @@ from training.pipeline.image_set import Scale, measure_sets, scale_of
 from training.pipeline.intake import Frame, Intake, SetRule, list_files, read_planes, rule_for, take_in
 from training.pipeline.partition import partition
 from training.pipeline.photograph import prepare_clean
-from training.pipeline.record import AUDIT, Audit, NoisyImage, read_json, write_audit, write_json, write_plane
+from training.pipeline.record import (
+    AUDIT,
+    Audit,
+    NoisyImage,
+    read_audit,
+    read_json,
+    write_audit,
+    write_json,
+    write_plane,
+)
 
 PLAN = Path("audit", "plan.json")
 NOISY = Path("audit", "noisy")
 IMAGES_MIN = 3
+SHOWN = 5  # files left out that are named; the others stand in the record
 
 
 @dataclass(frozen=True)
@@ -71,10 +81,21 @@ def run(out: Path, config: AuditConfig, *, noisy: Path, clean: Path, seed: int) 
     write_audit(out, Audit(tuple(images), tuple(photographs), (*intake.refused, *refused), sets, tuple(warnings)))
 
 
+def findings(out: Path) -> Iterator[str]:
+    """What a person should know of an audit: what is used, what was left out and why, what to be wary of."""
+    audit = read_audit(out)
+    yield f"noisy images: {len(audit.images)}, sets: {len(audit.sets)}, photographs: {len(audit.clean)}"
+    if left_out := audit.refused:
+        yield f"files left out: {len(left_out)}; audit.json lists them all"
+        yield from (f"left out: {refusal.source}: {refusal.reason}" for refusal in left_out[:SHOWN])
+    yield from (f"note: {warning}" for warning in audit.warnings)
+    yield from (f"note: {name}: {warning}" for name, found in audit.sets.items() for warning in found.warnings)
+
+
 def require_enough(folder: Path, intake: Intake) -> None:
     """Raises ValueError, with the first reasons, where too few images are left."""
     if len(intake.frames) < IMAGES_MIN:
-        reasons = "; ".join(f"{refusal.source}: {refusal.reason}" for refusal in intake.refused[:5])
+        reasons = "; ".join(f"{refusal.source}: {refusal.reason}" for refusal in intake.refused[:SHOWN])
         raise ValueError(
             f"{folder.name}: {len(intake.frames)} of its images can be used, at least {IMAGES_MIN} are needed"
             + (f" (left out: {reasons})" if reasons else "")

@@ -34,6 +34,8 @@ def run_audit(job: Job) -> None:
     from training.pipeline import audit
 
     audit.run(job.out, job.config.audit, noisy=job.folders.noisy, clean=job.folders.clean, seed=job.config.seed)
+    for line in audit.findings(job.out):
+        print(f"      {line}", file=sys.stderr)
 
 
 def run_preliminary(job: Job) -> None:

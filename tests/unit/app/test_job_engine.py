@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
+import sqlite3
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -15,7 +18,7 @@ from app.errors import DiskFull, JobNotFound, JobsUnavailable, QueueFull, RunFai
 from app.jobs.engine import Handler, JobConfig, JobEngine, JobObserver, Run
 from app.jobs.folder import JobFolder
 from app.jobs.store import Job, State, Store
-from models.errors import CorruptImage, OptionError
+from models.errors import CorruptImage, ImageTooLarge, OptionError
 
 FAST = {"backoff_s": 0.01, "backoff_most_s": 0.02}
 LIMIT_S = 20.0
@@ -283,6 +286,23 @@ def test_a_key_names_one_job(tmp_path: Path) -> None:
     run(work)
 
 
+def test_a_key_is_judged_by_what_was_asked(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with engine(tmp_path, endless) as jobs:
+            id = jobs.new_id()
+            jobs.folder.make(id)
+            asked = {"model": "m"}
+            await jobs.submit(id, "k", {**asked, "found": "m@1"}, key="key", asked=asked)
+            again = await jobs.submit(jobs.new_id(), "k", {**asked, "found": "m@2"}, key="key", asked=asked)
+            assert again.id == id
+            known = await jobs.known("key", "k", asked)
+            assert known is not None
+            with pytest.raises(OptionError, match="Idempotency-Key"):
+                await jobs.known("key", "k", {"model": "n"})
+
+    run(work)
+
+
 def test_finished_jobs_are_forgotten_in_time_and_strangers_at_the_start(tmp_path: Path) -> None:
     async def work() -> None:
         handler, _ = scripted()
@@ -325,16 +345,102 @@ def test_a_folder_belongs_to_one_service(tmp_path: Path) -> None:
 
 
 def test_room_is_held_for_what_is_promised(tmp_path: Path) -> None:
-    folder = JobFolder(tmp_path / "new" / "jobs", 1000, 0)
-    folder.open()
-    with folder.promise(600), pytest.raises(DiskFull), folder.promise(600):
-        pass
-    with folder.promise(600):
-        pass
-    (folder.make("a") / "file").write_bytes(b"x" * 700)
-    with pytest.raises(DiskFull, match="1000"), folder.promise(600):
-        pass
-    folder.delete("a")
-    with folder.promise(600):
-        pass
-    folder.close()
+    async def allowed(folder: JobFolder, id: str, bytes: int) -> bool:
+        with suppress(DiskFull):
+            async with folder.promise(id, bytes):
+                return True
+        return False
+
+    async def work() -> None:
+        folder = JobFolder(tmp_path / "new" / "jobs", 1000, 0)
+        folder.open()
+        async with folder.promise("a", 600):
+            assert not await allowed(folder, "b", 600)
+            (folder.make("a") / "file").write_bytes(b"x" * 500)
+            assert await allowed(folder, "b", 400)  # what has come of it counts once
+            await folder.cover("a", 700)
+            assert not await allowed(folder, "b", 400)
+            async with folder.promise("b", 200):
+                with pytest.raises(DiskFull, match="1000"):
+                    await folder.cover("a", 900)
+        assert await allowed(folder, "b", 400)
+        assert not await allowed(folder, "b", 600)
+        folder.delete("a")
+        assert await allowed(folder, "b", 600)
+        with pytest.raises(ImageTooLarge, match="job_disk_bytes"):
+            await allowed(folder, "b", 1001)
+        folder.close()
+
+    run(work)
+
+
+def test_a_job_whose_end_could_not_be_written_is_done_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("app.jobs.store.BUSY_S", 0.01)
+    monkeypatch.setattr("app.jobs.engine.STORE_RETRY_S", 0.01)
+    other = []
+
+    async def handler(run: Run) -> dict[str, Any]:
+        if not other:  # another process writes from now on
+            other.append(sqlite3.connect(tmp_path / "jobs.sqlite3", isolation_level=None))
+            other[0].execute("BEGIN IMMEDIATE")
+        return {}
+
+    async def work() -> None:
+        async with engine(tmp_path, handler) as jobs:
+            job = await submit(jobs)
+            async with asyncio.timeout(LIMIT_S):
+                while [record.message for record in caplog.records].count("jobs cannot be written") < 2:
+                    await asyncio.sleep(0.01)
+            other[0].execute("ROLLBACK")
+            assert (await end_of(jobs, job.id)).state is State.DONE
+
+    caplog.set_level(logging.INFO, "medrestore")
+    run(work)
+    other[0].close()
+
+
+def test_a_stop_lets_what_is_being_written_come_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        reached = asyncio.Event()
+        loop, advance = asyncio.get_running_loop(), Store.advance
+
+        def slow(store: Store, *values: Any) -> Job | None:
+            loop.call_soon_threadsafe(reached.set)
+            time.sleep(0.1)
+            return advance(store, *values)
+
+        monkeypatch.setattr(Store, "advance", slow)
+        async with engine(tmp_path, endless) as jobs:
+            job = await submit(jobs)
+            await reached.wait()
+        found = Store(tmp_path / "jobs.sqlite3").find(job.id)
+        assert found is not None
+        assert (found.state, found.progress) == (State.QUEUED, 1)
+
+    run(work)
+
+
+BROKEN = {
+    "gone": "DROP TABLE job",
+    "of another make": "UPDATE job SET state = 'running'; ALTER TABLE job DROP COLUMN created",
+    "no job": "UPDATE job SET state = 'running', parameters = 'no JSON'",
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN.values(), ids=BROKEN)
+def test_a_damaged_database_is_told_and_let_go(tmp_path: Path, damage: str) -> None:
+    async def work() -> None:
+        handler, _ = scripted()
+        async with engine(tmp_path, handler) as jobs:
+            await end_of(jobs, (await submit(jobs)).id)
+        with sqlite3.connect(tmp_path / "jobs.sqlite3", isolation_level=None) as connection:
+            connection.executescript(f"DROP INDEX job_by_age; {damage}")
+        connection.close()
+        with pytest.raises(JobsUnavailable, match="database"):
+            async with engine(tmp_path, handler):
+                pass
+        JobFolder(tmp_path, 10**9, 0).open()  # for another service to take
+
+    run(work)

@@ -132,7 +132,9 @@ def test_other_images_leave_no_stale_plane(run: Run, folders: tuple[Path, Path],
         np.testing.assert_allclose(plane * (image.high - image.low) + image.low, stored, atol=0.01)
 
 
-def test_unusable_files_are_refused_and_nothing_else_is_lost(run: Run, folders: tuple[Path, Path]) -> None:
+def test_unusable_files_are_refused_and_nothing_else_is_lost(
+    run: Run, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
     ct = folders[0] / "ct"
     (ct / "damaged.png").write_bytes((ct / "p0x0.png").read_bytes()[:2000])
     (ct / "empty.dcm").write_bytes(b"")
@@ -152,6 +154,10 @@ def test_unusable_files_are_refused_and_nothing_else_is_lost(run: Run, folders: 
     assert told["ct/constant.png"].startswith("constant")
     assert "40 x 90" in told["ct/small.png"]
     assert told["ct/p1x2.png"] == "the same file as ct/copy.png"
+    used, left_out, *named = audit.findings(tmp_path / "out")
+    assert used.startswith("noisy images: 8, sets: 1,")
+    assert left_out.startswith("files left out: 7;")
+    assert any("ct/constant.png: constant" in line for line in named)
 
 
 def test_mixed_sizes_formats_and_colour(run: Run, folders: tuple[Path, Path], tmp_path: Path) -> None:
