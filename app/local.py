@@ -103,7 +103,7 @@ class Restorer:
         target = job.target
         if image.format == "jpeg" and job.format is None:  # JPEG is not written: it would lose what was restored
             target = target.with_name(f"{target.name}.png")
-        write_whole(target, encode(result.image, job.format, result.derivation))
+        write_whole(target, encode(result.image, job.format, result.derivation, policy=self.settings.policy))
         return f"{job.source} -> {target}: {describe(result)}"
 
     def _runner(self, image: Image) -> Runner:

@@ -153,7 +153,8 @@ async def restore(image: Image, bundle: Bundle, options: Options, run: Runner, l
     records = await restore_frames(frames, range(image.frames), bundle, options, run, watch)
     assert frames.whole is not None  # a decoded image has at least one frame
     evidence = summarise(records, image, bundle)
-    derivation = derive(bundle, options, run.backend, run.precision, evidence)
+    tiles = run.tiling.mark(bundle, image, run.precision)
+    derivation = derive(bundle, options, run.backend, run.precision, evidence, tiles)
     return Restoration(frames.whole, derivation, evidence, dict(watch.seconds))
 
 
@@ -319,8 +320,10 @@ def summarise(records: Sequence[Record], image: Image, bundle: Bundle) -> Eviden
     )
 
 
-def derive(bundle: Bundle, options: Options, backend: str, precision: str, evidence: Evidence) -> Derivation:
-    """How the image came about, as far as files tell it."""
+def derive(
+    bundle: Bundle, options: Options, backend: str, precision: str, evidence: Evidence, tiles: str
+) -> Derivation:
+    """How the image came about, as far as files tell it; `tiles` is `Tiling.mark`."""
     manifest = bundle.manifest
     chosen = {"strength": options.strength, "sigma": options.sigma} if manifest.task == "denoise" else {}
     return Derivation(
@@ -333,6 +336,7 @@ def derive(bundle: Bundle, options: Options, backend: str, precision: str, evide
         precision=precision,
         options=chosen,
         evidence=_written(evidence),
+        tiles=tiles,
     )
 
 

@@ -47,6 +47,7 @@ from models.bundle import Bundle
 from models.errors import BundleInvalid
 from models.imaging.codec import MEDIA_TYPES, OUTPUTS, decode, encode
 from models.imaging.image import Image
+from models.imaging.policy import Policy
 from models.imaging.raster import source_of
 
 T = TypeVar("T")
@@ -167,7 +168,9 @@ class Service:
         restoration, run = await self._run(image, bundle, job, kind, work)
         watch.seconds.update(restoration.timings)
         with watch("encode"):
-            data, digest = await offload(restoration.image.pixels.size, _encode, restoration, format)
+            data, digest = await offload(
+                restoration.image.pixels.size, _encode, restoration, format, self.settings.policy
+            )
         making = self._book(job.task, image, bundle, run, watch)
         if job.options.strength:  # else no tile was run
             self._book_tiles(image, bundle, run.precision)
@@ -257,8 +260,8 @@ class Service:
             self.metrics.level.observe(evidence.noise_before / image.values.real_per_unit)
 
 
-def _encode(restoration: Restoration, format: str) -> tuple[bytes, str]:
-    data = encode(restoration.image, format, restoration.derivation)
+def _encode(restoration: Restoration, format: str, policy: Policy) -> tuple[bytes, str]:
+    data = encode(restoration.image, format, restoration.derivation, policy=policy)
     return data, content_digest(hashlib.sha256(data).digest())
 
 

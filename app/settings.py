@@ -27,7 +27,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 import models
 from app.pacs.peer import Peer, PeerName
+from models.errors import OptionError
 from models.imaging.image import Limits
+from models.imaging.policy import DEFAULT, LARGEST_IS, ImageType, Policy, Qualification
 
 PREFIX = "MEDRESTORE_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
@@ -147,6 +149,18 @@ class Settings(BaseSettings):
     pacs: dict[PeerName, Peer] = Field(
         default={}, description="PACS by name, a table `[pacs.NAME]` each (as a variable: JSON); none, no integration"
     )
+    dicom_image_type: ImageType = Field(
+        default=DEFAULT.image_type, description="ImageType value 2 of derived single-frame DICOM objects"
+    )
+    dicom_number_offset: NonNegativeInt = Field(
+        default=DEFAULT.number_offset, le=LARGEST_IS, description="added to the SeriesNumber of derived series"
+    )
+    dicom_qualification: Qualification = Field(
+        default=DEFAULT.qualification, description="ContentQualification of derived objects"
+    )
+    dicom_private_creators: list[str] = Field(
+        default=[], description="Private Creators whose attributes derived objects keep, letter by letter"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="lowest level that is logged"
     )
@@ -160,7 +174,17 @@ class Settings(BaseSettings):
             raise ValueError("webhook_token and webhook_token_file exclude each other")
         if self.limit_bytes > self.request_bytes:
             raise ValueError("limit_bytes must not exceed request_bytes, or the largest request never fits")
+        try:
+            _ = self.policy
+        except OptionError as exc:
+            raise ValueError(f"dicom_{exc}") from exc
         return self
+
+    @property
+    def policy(self) -> Policy:
+        """What the `dicom_` settings ask of derived objects. Another choice gives them other UIDs."""
+        creators = tuple(self.dicom_private_creators)
+        return Policy(self.dicom_image_type, self.dicom_number_offset, self.dicom_qualification, creators)
 
     @property
     def limits(self) -> Limits:

@@ -12,12 +12,14 @@ from collections.abc import Callable
 from app.errors import OutOfMemory
 from app.log import event
 from models.bundle import Bundle
+from models.imaging.image import Image
 from models.imaging.tiles import TilePlan, plan_tiles
 
 BUDGET = 1024**3  # bytes that one run may take in a worker
 BYTES_PER_PIXEL = 1024.0  # that a run takes, where a manifest does not say
 HELD_SHARE = 8  # of the budget, one part is for the tiles of one image that the service holds
 FLOAT_BYTES = 4
+FULL_PRECISION = "fp32"
 
 
 class Tiling:
@@ -28,7 +30,7 @@ class Tiling:
         self._shrunk = shrunk  # called with the bundle's reference when smaller tiles take over
         self._failed: dict[tuple[str, str], int] = {}  # digest and precision -> pixels of the smallest tile that failed
 
-    def plan(self, bundle: Bundle, rows: int, columns: int, precision: str = "fp32") -> TilePlan:
+    def plan(self, bundle: Bundle, rows: int, columns: int, precision: str = FULL_PRECISION) -> TilePlan:
         """The tiles of a frame: of the shapes that fit, or of the smallest that can cover it."""
         manifest = bundle.manifest
         shapes = sorted(manifest.tiles, key=_pixels)
@@ -39,6 +41,19 @@ class Tiling:
             except ValueError:
                 continue  # there is no room between two halos: a larger one has to do
         return plan_tiles(rows, columns, shapes, manifest.multiple, manifest.halo)
+
+    def mark(self, bundle: Bundle, image: Image, precision: str) -> str:
+        """What an image's tiles add to the identity of its restoration; empty where any give the same pixels.
+
+        That is where tiling is exact: there a retry on a machine with less memory makes the same object.
+        It is measured in full precision alone; in fast mode tiles of another shape differ by rounding.
+        """
+        if bundle.manifest.exact_tiling and precision == FULL_PRECISION:
+            return ""
+        rows, columns = image.pixels.shape[1:3]
+        plan = self.plan(bundle, rows, columns, precision)
+        starts = (",".join(str(span.start) for span in spans) for spans in (plan.row_spans, plan.column_spans))
+        return f"{plan.shape[0]}x{plan.shape[1]} at " + " x ".join(starts)
 
     def window(self, bundle: Bundle, plan: TilePlan, most: int) -> int:
         """Tiles of one image to have in flight, `most` at most: the service holds what goes in and comes out."""

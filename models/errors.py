@@ -15,21 +15,31 @@
 Messages say what was wrong and what to do. They never contain pixel values or patient data.
 """
 
+from typing import Literal
+
 
 class MedRestoreError(Exception):
     """Base of all deliberate errors; `str(error)` is fit to be shown to the caller."""
 
 
 class ImageError(MedRestoreError):
-    """Something about the image that was handed in."""
+    """Something about the image that was handed in; `reason` says what, as a stable slug."""
+
+    reason: str = "image"
 
 
 class UnknownFormat(ImageError):
     """The bytes are not a format that is read here."""
 
+    reason = "unknown_format"
+
 
 class CorruptImage(ImageError):
-    """The format was recognised, but the content is damaged or truncated."""
+    """The format was recognised, but the content is damaged; truncated where less is there than it says."""
+
+    def __init__(self, message: str, reason: Literal["corrupt", "truncated"] = "corrupt") -> None:
+        super().__init__(message)
+        self.reason: str = reason
 
 
 class UnsupportedImage(ImageError):
@@ -43,9 +53,13 @@ class UnsupportedImage(ImageError):
 class NonFinitePixels(ImageError):
     """NaN or infinity among the pixels."""
 
+    reason = "non_finite_pixels"
+
 
 class ImageTooLarge(ImageError):
     """Bytes, pixels or frames over the limit, judged from the header alone."""
+
+    reason = "too_large"
 
 
 class OptionError(MedRestoreError):

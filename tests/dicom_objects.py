@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 
 PACKAGED = Path(pydicom.__file__).parent / "data" / "test_files"
 
-# Every file of the package that is refused, with the reason of UnsupportedImage or "corrupt".
+# Every file of the package that is refused, with its reason.
 PACKAGED_REFUSED = {
     "ExplVR_BigEndNoMeta.dcm": "invalid_dicom",
     "ExplVR_LitEndNoMeta.dcm": "invalid_dicom",
@@ -31,7 +31,7 @@ PACKAGED_REFUSED = {
     "JPEGLSNearLossless_08.dcm": "invalid_dicom",
     "JPEGLSNearLossless_16.dcm": "invalid_dicom",
     "JPGExtended.dcm": "unsupported_transfer_syntax",  # 12 bit
-    "MR_truncated.dcm": "corrupt",
+    "MR_truncated.dcm": "truncated",
     "SC_rgb_jls_lossy_line.dcm": "invalid_dicom",
     "SC_rgb_jls_lossy_sample.dcm": "invalid_dicom",
     "SC_rgb_rle_32bit.dcm": "unsupported_pixels",
@@ -56,7 +56,7 @@ PACKAGED_REFUSED = {
     "rtdose_rle.dcm": "unsupported_pixels",
     "rtdose_rle_1frame.dcm": "unsupported_pixels",
     "rtplan.dcm": "no_pixel_data",
-    "rtplan_truncated.dcm": "corrupt",
+    "rtplan_truncated.dcm": "truncated",
     "rtstruct.dcm": "invalid_dicom",
     "test-SR.dcm": "no_pixel_data",
     "waveform_ecg.dcm": "no_pixel_data",

@@ -33,6 +33,7 @@ from models.errors import BundleInvalid
 from models.imaging.codec import MEDIA_TYPES
 from models.imaging.frames import FrameFile, Frames, open_frames
 from models.imaging.image import Derivation, Image
+from models.imaging.policy import Policy
 from models.imaging.raster import source_of
 
 KIND = "restore"
@@ -92,7 +93,9 @@ class RestorationHandler:
         engine, image = self._service.engine, source.image
         format = choose(wanted.accept, formats_of(image))
         backend = engine.config.backends[precision]
+        tiles = self._service.tiling.mark(bundle, image, precision)
         making = {"digest": bundle.digest, "precision": precision, "backend": backend, "format": format}
+        making |= {"tiles": tiles} if tiles else {}
         frames = _Disk(run, source, image_after(image, wanted.scale), format, making)
         window = self._service.window(image, bundle, precision)
         runner = BulkRunner(engine, bundle.digest, precision, window, self._service.tiling)
@@ -101,8 +104,9 @@ class RestorationHandler:
         async with self._folder.promise(run.id, bytes_needed(run.folder / INPUT, image, wanted.scale)):
             await restore_frames(frames, range(frames.done, image.frames), bundle, options, runner, Stopwatch())
             evidence = summarise(frames.journal.records, image, bundle)
-            derivation = derive(bundle, options, backend, precision, evidence)
-            result = await whole(asyncio.to_thread(frames.encode, derivation))
+            derivation = derive(bundle, options, backend, precision, evidence, tiles)
+            encoding = asyncio.to_thread(frames.encode, derivation, self._service.settings.policy)
+            result = await whole(encoding)
         self._service.book(wanted.task, image, evidence)
         facts = facts_of(
             evidence, bundle.reference, bundle.digest, backend, precision, image.lossy, source_of(image).notes
@@ -141,10 +145,10 @@ class _Disk:
         await whole(asyncio.to_thread(keep))
         await self._run.progress(self.done, self._file.image.frames)
 
-    def encode(self, derivation: Derivation) -> dict[str, Any]:
+    def encode(self, derivation: Derivation, policy: Policy) -> dict[str, Any]:
         """Makes the result of all frames; gives its size and digest."""
         result = private_file(self._run.folder / RESULT)
-        self._file.encode(result, derivation)
+        self._file.encode(result, derivation, policy=policy)
         return {"bytes": result.stat().st_size, "content_digest": content_digest(bytes.fromhex(sha256_of(result)))}
 
 

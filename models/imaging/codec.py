@@ -32,6 +32,7 @@ from models.errors import (
 )
 from models.imaging import raster_jpeg, raster_npy, raster_png, raster_tiff
 from models.imaging.image import Derivation, Image, Limits
+from models.imaging.policy import DEFAULT, Policy
 
 MEDIA_TYPES = {
     "png": "image/png",
@@ -80,13 +81,17 @@ def decode(data: bytes, limits: Limits = LIMITS, hint: str | None = None) -> Ima
 
 
 def encode(
-    image: Image, format: str | None = None, derivation: Derivation | None = None, now: datetime | None = None
+    image: Image,
+    format: str | None = None,
+    derivation: Derivation | None = None,
+    now: datetime | None = None,
+    policy: Policy = DEFAULT,
 ) -> bytes:
     """Encodes stored values as `format`: one of `OUTPUTS`, or None for the image's own (JPEG: PNG).
 
-    DICOM needs the derivation, and records `now` as the time of processing; the other formats hold
-    neither. Raises OptionError for a format that is not written, UnsupportedImage
-    where the format cannot hold the image.
+    DICOM needs the derivation, records `now` as the time of processing, and follows the site's
+    `policy`; the other formats hold nothing of these. Raises OptionError for a format that is not
+    written, UnsupportedImage where the format cannot hold the image.
     """
     format = output_format(image) if format is None else format
     if format in _ENCODERS:
@@ -99,7 +104,7 @@ def encode(
         raise OptionError("a DICOM answer needs the derivation that made it")
     from models.imaging.dicom import encode_dicom
 
-    return encode_dicom(image, derivation, now)
+    return encode_dicom(image, derivation, now, policy)
 
 
 def output_format(image: Image) -> str:

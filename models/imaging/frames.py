@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -21,6 +22,7 @@ from models.errors import CorruptImage, ImageError, ImageTooLarge
 from models.imaging import raster_npy, raster_tiff
 from models.imaging.codec import decode, detect_format, encode
 from models.imaging.image import Derivation, Image, Limits, frame_of
+from models.imaging.policy import DEFAULT, Policy
 
 Array = np.ndarray[Any, Any]
 
@@ -124,7 +126,9 @@ class FrameFile:
             file.flush()
             os.fsync(file.fileno())
 
-    def encode(self, target: Path, derivation: Derivation) -> None:
+    def encode(
+        self, target: Path, derivation: Derivation, now: datetime | None = None, policy: Policy = DEFAULT
+    ) -> None:
         """Writes the image into a file, as `codec.encode` would."""
         with self._path.open("r+b") as file, target.open("wb") as out:
             file.truncate(self.image.frames * self._frame_bytes)
@@ -134,7 +138,7 @@ class FrameFile:
                 if file.seek(0, os.SEEK_END) % 2:
                     file.write(b"\0")
                 file.seek(0)
-                write_dicom(out, self.image, derivation, file)
+                write_dicom(out, self.image, derivation, file, now, policy)
             elif self.format == "npy":
                 raster_npy.write_header(out, self.image)
                 shutil.copyfileobj(file, out)

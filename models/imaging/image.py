@@ -98,3 +98,4 @@ class Derivation:
     precision: str
     options: dict[str, Any]  # strength, sigma: what changes the pixels
     evidence: dict[str, Any] = field(default_factory=dict)  # noise before and after; not in UIDs
+    tiles: str = ""  # the tile plan, where it changes pixels; empty where any plan gives the same

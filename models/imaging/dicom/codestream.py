@@ -33,11 +33,11 @@ class Codestream:
 def read_codestream(frame: bytes, coding: str) -> Codestream:
     """Header of one frame of "jpeg", "jpeg-ls" or "jpeg2000" coding. Raises CorruptImage."""
     if _END not in frame.rstrip(b"\0")[-4:]:
-        raise CorruptImage("truncated: a compressed frame has no end marker")
+        raise CorruptImage("truncated: a compressed frame has no end marker", "truncated")
     try:
         return _read_jpeg2000(frame) if coding == "jpeg2000" else _read_jpeg(frame)
     except (IndexError, struct.error):
-        raise CorruptImage("truncated: the header of a compressed frame is cut short") from None
+        raise CorruptImage("truncated: the header of a compressed frame is cut short", "truncated") from None
 
 
 def _read_jpeg(frame: bytes) -> Codestream:

@@ -133,7 +133,9 @@ class DicomFrames:
             self._next += 1
             if self._next > index:
                 return frame
-        raise CorruptImage(f"truncated: {self._next} compressed frames where {self.image.frames} are promised")
+        raise CorruptImage(
+            f"truncated: {self._next} compressed frames where {self.image.frames} are promised", "truncated"
+        )
 
     def _generate(self) -> Iterator[bytes]:
         self._next = -1

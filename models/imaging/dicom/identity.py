@@ -8,16 +8,23 @@ import uuid
 from pydicom.uid import UID
 
 from models.imaging.image import Derivation
+from models.imaging.policy import DEFAULT, Policy
 
 _NAMESPACE = uuid.UUID("6f7c1f5e-3d0b-5b0e-9a58-7e0d2c1b4a93")
 _ROOT = "2.25."  # PS3.5 B.2: a UUID as one decimal component, no registration needed
 
 
-def derived_uid(source: str, derivation: Derivation) -> UID:
+def derived_uid(source: str, derivation: Derivation, policy: Policy = DEFAULT) -> UID:
     """UID of what `derivation` makes of the series, instance or concatenation `source`.
 
-    A function of everything that changes pixels and of nothing else, so that a retry makes the same
-    object and another model, option, backend or precision another one.
+    A function of everything that changes pixels, so that a retry makes the same object, and another
+    model, option, backend, precision or tile plan (where that matters) another one. Neither the
+    archive nor the job is part of it.
+
+    `policy` changes no pixel, but it changes the object: an archive that keeps the first of two
+    objects with one UID would answer 200 and drop the second, so that a changed setting would never
+    show. What differs from the defaults is therefore part of the UID too, for all objects of a
+    series alike, whether it makes a difference to this one or not.
     """
     parameters = {
         "operation": derivation.operation,
@@ -27,6 +34,8 @@ def derived_uid(source: str, derivation: Derivation) -> UID:
         "backend": derivation.backend,
         "precision": derivation.precision,
     }
+    more = {"tiles": derivation.tiles, "policy": policy.choices}  # absent where empty: most objects have neither
+    parameters |= {name: value for name, value in more.items() if value}
     return _named("derived", source, json.dumps(parameters, sort_keys=True, default=str))
 
 

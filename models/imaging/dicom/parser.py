@@ -84,7 +84,7 @@ def _inflate(packed: bytes, most: int) -> bytes:
     if len(unpacked) > most:
         raise ImageTooLarge(f"the deflated dataset holds more than the {most} bytes that are read")
     if not inflater.eof:
-        raise CorruptImage("truncated: the deflated dataset ends early")
+        raise CorruptImage("truncated: the deflated dataset ends early", "truncated")
     return unpacked
 
 
@@ -105,7 +105,7 @@ def _check_complete(dataset: Dataset) -> None:
         if not isinstance(element, RawDataElement) or element.length == _UNDEFINED_LENGTH:
             continue
         if len(element.value or b"") < element.length:
-            raise CorruptImage("truncated: the file ends within an attribute")
+            raise CorruptImage("truncated: the file ends within an attribute", "truncated")
 
 
 def _check_limits(dataset: Dataset, limits: Limits) -> None:
@@ -129,13 +129,13 @@ def locate_pixels(stream: BinaryIO, dataset: Dataset) -> Span:
                 end = stream.tell() - _DELIMITER_BYTES if open_ended else element.value_tell + element.length
                 found = Span(element.value_tell, end - element.value_tell)
     except EOFError:
-        raise CorruptImage("truncated: the pixel data have no end") from None
+        raise CorruptImage("truncated: the pixel data have no end", "truncated") from None
     if found and found.start + found.length > stream.seek(0, SEEK_END):
-        raise CorruptImage("truncated: the file ends within an attribute")
+        raise CorruptImage("truncated: the file ends within an attribute", "truncated")
     _check_complete(tail)
     dataset.update(tail)
     if not found or not found.length:
-        raise CorruptImage("truncated: the object describes an image but holds no pixel data")
+        raise CorruptImage("truncated: the object describes an image but holds no pixel data", "truncated")
     return found
 
 
@@ -157,8 +157,8 @@ def _read_pixel_group(stream: BinaryIO, dataset: Dataset) -> None:
     try:
         tail = Dataset({e.tag: e for e in data_element_generator(stream, bool(implicit), bool(little))})
     except EOFError:
-        raise CorruptImage("truncated: the pixel data have no end") from None
+        raise CorruptImage("truncated: the pixel data have no end", "truncated") from None
     _check_complete(tail)
     dataset.update(tail)
     if not dataset.get("PixelData"):
-        raise CorruptImage("truncated: the object describes an image but holds no pixel data")
+        raise CorruptImage("truncated: the object describes an image but holds no pixel data", "truncated")

@@ -80,7 +80,7 @@ def check_native_length(dataset: Dataset, length: int) -> None:
     """Whether so many bytes hold every native frame. Raises CorruptImage."""
     expected = frame_bytes(dataset) * image_size(dataset)[2]
     if length < expected:
-        raise CorruptImage(f"truncated: {length} bytes of pixel data where {expected} are needed")
+        raise CorruptImage(f"truncated: {length} bytes of pixel data where {expected} are needed", "truncated")
 
 
 def check_frames(dataset: Dataset, packed: Iterable[bytes]) -> None:
@@ -93,7 +93,7 @@ def check_frames(dataset: Dataset, packed: Iterable[bytes]) -> None:
         else:
             _check_codestream(dataset, read_codestream(frame, syntax.coding))
     if found < frames:
-        raise CorruptImage(f"truncated: {found} compressed frames where {frames} are promised")
+        raise CorruptImage(f"truncated: {found} compressed frames where {frames} are promised", "truncated")
 
 
 def _check_codestream(dataset: Dataset, stream: Codestream) -> None:

@@ -10,11 +10,10 @@ from pydicom.dataset import Dataset
 from models.imaging.dicom.identity import derived_uid, device_uid
 from models.imaging.dicom.tree import walk
 from models.imaging.image import Derivation
+from models.imaging.policy import LARGEST_IS, Policy
 
-SERIES_NUMBER_OFFSET = 9000
-_LARGEST_IS = 2**31 - 1
+MANUFACTURER = "MedRestore"
 _LONG_STRING, _SHORT_TEXT = 64, 1024  # characters of LO and ST (PS3.5 6.2)
-_MANUFACTURER = "MedRestore"
 
 _PRIMARY_ONLY = (  # classes of which ImageType value 2 is an enumerated PRIMARY
     "Enhanced",
@@ -25,6 +24,7 @@ _PRIMARY_ONLY = (  # classes of which ImageType value 2 is an enumerated PRIMARY
     "Breast Tomosynthesis",
     "Ophthalmic Photography",
     "Ophthalmic Optical Coherence",
+    "Ophthalmic Tomography",
     "Intravascular Optical Coherence",
 )
 _OPERATION_CODES = {  # CID 7203; it has no concept for noise reduction, the text says what was done
@@ -35,17 +35,19 @@ _SOURCE_IMAGE = ("121322", "Source image for image processing operation")  # CID
 _PROCESSING_EQUIPMENT = ("109102", "Processing Equipment")  # CID 7005
 
 
-def record_derivation(dataset: Dataset, source: Dataset, derivation: Derivation, now: datetime | None) -> None:
+def record_derivation(
+    dataset: Dataset, source: Dataset, derivation: Derivation, policy: Policy, now: datetime | None
+) -> None:
     """Turns `dataset`, a copy of `source`, into a new object of a new series in the same study."""
-    _identify(dataset, derivation)
-    _describe_series(dataset, derivation)
+    _identify(dataset, derivation, policy)
+    _describe_series(dataset, derivation, policy.number_offset)
     _set_dates(dataset, now)
-    _set_image_type(dataset)
+    _set_image_type(dataset, policy.image_type)
     if dataset.get("PerFrameFunctionalGroupsSequence"):
         _record_per_frame(dataset, source, derivation)
     else:
         _record_whole(dataset, source, derivation)
-    dataset.ContentQualification = "RESEARCH"
+    dataset.ContentQualification = policy.qualification
     equipment = dataset.get("ContributingEquipmentSequence") or []
     dataset.ContributingEquipmentSequence = [*equipment, _equipment(derivation, now)]
 
@@ -56,7 +58,7 @@ def describe(derivation: Derivation) -> str:
     unit = str(derivation.evidence.get("unit", ""))
     evidence = {key: value for key, value in derivation.evidence.items() if key != "unit"}
     parts = [
-        f"{_MANUFACTURER} {derivation.operation}{scale}: model {derivation.model} {derivation.version} "
+        f"{MANUFACTURER} {derivation.operation}{scale}: model {derivation.model} {derivation.version} "
         f"sha256 {derivation.digest}, {derivation.backend} {derivation.precision}",
         _listed(derivation.options),
         _listed(evidence, unit),
@@ -75,7 +77,7 @@ def _listed(values: dict[str, Any], unit: str = "") -> str:
     return ", ".join(texts)
 
 
-def _identify(dataset: Dataset, derivation: Derivation) -> None:
+def _identify(dataset: Dataset, derivation: Derivation, policy: Policy) -> None:
     """New instance and series; study, patient and frame of reference stay."""
     for keyword in (
         "SOPInstanceUID",
@@ -84,13 +86,18 @@ def _identify(dataset: Dataset, derivation: Derivation) -> None:
         "SOPInstanceUIDOfConcatenationSource",
     ):
         if dataset.get(keyword):
-            dataset[keyword].value = derived_uid(dataset[keyword].value, derivation)
+            dataset[keyword].value = derived_uid(dataset[keyword].value, derivation, policy)
 
 
-def _describe_series(dataset: Dataset, derivation: Derivation) -> None:
-    number = int(dataset.get("SeriesNumber") or 0) + SERIES_NUMBER_OFFSET
-    dataset.SeriesNumber = number if abs(number) <= _LARGEST_IS else SERIES_NUMBER_OFFSET
-    label = f"[{derivation.operation} x{derivation.scale}]" if derivation.scale > 1 else f"[{derivation.operation}]"
+def label_of(operation: str, scale: int) -> str:
+    """What the SeriesDescription of a derived series ends with."""
+    return f"[{operation} x{scale}]" if scale > 1 else f"[{operation}]"
+
+
+def _describe_series(dataset: Dataset, derivation: Derivation, offset: int) -> None:
+    number = int(dataset.get("SeriesNumber") or 0) + offset
+    dataset.SeriesNumber = number if number <= LARGEST_IS else offset
+    label = label_of(derivation.operation, derivation.scale)
     before = str(dataset.get("SeriesDescription") or "").strip()[: _LONG_STRING - len(label) - 1]
     dataset.SeriesDescription = f"{before} {label}".strip()
 
@@ -112,12 +119,13 @@ def _set_dates(dataset: Dataset, now: datetime | None) -> None:
         dataset.SeriesDate, dataset.SeriesTime = date, time
 
 
-def _set_image_type(dataset: Dataset) -> None:
-    """Value 1 DERIVED; value 2 SECONDARY, except where the class allows nothing but PRIMARY (C.8.16.1)."""
-    primary = "PerFrameFunctionalGroupsSequence" in dataset or dataset.SOPClassUID.name.startswith(_PRIMARY_ONLY)
-    kept = _values(dataset.get("ImageType"))[1:]
-    second = (kept[0] if kept and kept[0] else "PRIMARY") if primary else "SECONDARY"
-    dataset.ImageType = ["DERIVED", second, *kept[1:]]
+def _set_image_type(dataset: Dataset, second: str) -> None:
+    """Value 1 DERIVED; value 2 as asked for, except where the class allows nothing but PRIMARY (C.8.16.1)."""
+    name = dataset.SOPClassUID.name
+    enhanced = "PerFrameFunctionalGroupsSequence" in dataset and "Secondary Capture" not in name
+    if enhanced or name.startswith(_PRIMARY_ONLY):
+        second = "PRIMARY"
+    dataset.ImageType = ["DERIVED", second, *_values(dataset.get("ImageType"))[2:]]
     for level in walk(dataset):
         if level.get("FrameType"):
             level.FrameType = ["DERIVED", *_values(level.FrameType)[1:]]
@@ -157,8 +165,7 @@ def _record_per_frame(dataset: Dataset, source: Dataset, derivation: Derivation)
         item.SourceImageSequence = [_source_image(source, number)]
         earlier = list(group.get("DerivationImageSequence") or shared)
         group.DerivationImageSequence = [*earlier, item]
-    evidence = dataset.get("SourceImageEvidenceSequence") or []
-    dataset.SourceImageEvidenceSequence = [*evidence, _evidence(source)]
+    _add_evidence(dataset, source)
 
 
 def _source_image(source: Dataset, frame: int | None = None) -> Dataset:
@@ -170,14 +177,21 @@ def _source_image(source: Dataset, frame: int | None = None) -> Dataset:
     return item
 
 
-def _evidence(source: Dataset) -> Dataset:
+def _add_evidence(dataset: Dataset, source: Dataset) -> None:
+    """The source among the evidence, in which each study has one item (C.7.6.16.2.6, table 10-4)."""
     series = Dataset()
     series.SeriesInstanceUID = source.SeriesInstanceUID
     series.ReferencedSOPSequence = [_reference(source)]
-    study = Dataset()
-    study.StudyInstanceUID = source.StudyInstanceUID
-    study.ReferencedSeriesSequence = [series]
-    return study
+    studies = list(dataset.get("SourceImageEvidenceSequence") or [])
+    same = [study for study in studies if study.get("StudyInstanceUID") == source.StudyInstanceUID]
+    if same:
+        same[0].ReferencedSeriesSequence = [*(same[0].get("ReferencedSeriesSequence") or []), series]
+    else:
+        study = Dataset()
+        study.StudyInstanceUID = source.StudyInstanceUID
+        study.ReferencedSeriesSequence = [series]
+        studies.append(study)
+    dataset.SourceImageEvidenceSequence = studies
 
 
 def _reference(source: Dataset) -> Dataset:
@@ -189,7 +203,7 @@ def _reference(source: Dataset) -> Dataset:
 
 def _equipment(derivation: Derivation, now: datetime | None) -> Dataset:
     item = Dataset()
-    item.Manufacturer = _MANUFACTURER
+    item.Manufacturer = MANUFACTURER
     item.ManufacturerModelName = derivation.model[:_LONG_STRING]
     item.DeviceUID = device_uid(derivation.digest)
     item.SoftwareVersions = [derivation.version[:_LONG_STRING], derivation.digest[:_LONG_STRING]]

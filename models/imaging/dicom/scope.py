@@ -21,7 +21,7 @@ from models.errors import CorruptImage, UnsupportedImage
 
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _UID = re.compile(r"[0-9.]{1,64}")
-_NOT_INTENSITIES = {
+NOT_INTENSITIES = {
     uid.SegmentationStorage: "a segmentation",
     uid.RTDoseStorage: "a dose grid",
     uid.ParametricMapStorage: "a parametric map",
@@ -35,8 +35,8 @@ def check_header(dataset: Dataset) -> None:
     """Refuses what is out of scope, judged without pixel data. Raises UnsupportedImage."""
     _check_identity(dataset)
     sop_class = uid.UID(dataset.SOPClassUID)
-    if sop_class in _NOT_INTENSITIES:
-        raise UnsupportedImage("unsupported_pixels", f"{_NOT_INTENSITIES[sop_class]} holds no image intensities")
+    if sop_class in NOT_INTENSITIES:
+        raise UnsupportedImage("unsupported_pixels", f"{NOT_INTENSITIES[sop_class]} holds no image intensities")
     _check_image(dataset, sop_class)
     image_size(dataset)
     _check_layout(dataset)
@@ -81,14 +81,18 @@ def _check_identity(dataset: Dataset) -> None:
             raise UnsupportedImage("invalid_dicom", f"{keyword} is missing or malformed")
 
 
+def holds_image(sop_class: uid.UID, unknown: bool) -> bool:
+    """Standard classes say by their name whether they are images; of others, `unknown` does."""
+    if sop_class.name == str(sop_class):
+        return unknown
+    return "Image Storage" in sop_class.name or sop_class == uid.EnhancedUSVolumeStorage
+
+
 def _check_image(dataset: Dataset, sop_class: uid.UID) -> None:
-    """Standard classes say by their name whether they are images; of others, Rows does."""
-    known = sop_class.name != str(sop_class)
-    image = "Image Storage" in sop_class.name or sop_class == uid.EnhancedUSVolumeStorage
-    if not image and (known or "Rows" not in dataset):
+    if not holds_image(sop_class, unknown="Rows" in dataset):
         raise UnsupportedImage("no_pixel_data", "the object holds no image")
     if "Rows" not in dataset:
-        raise CorruptImage("truncated: an image object that describes no image")
+        raise CorruptImage("truncated: an image object that describes no image", "truncated")
 
 
 def _check_layout(dataset: Dataset) -> None:

@@ -9,20 +9,20 @@ from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 
 
-def walk(dataset: Dataset) -> Iterator[Dataset]:
-    """The dataset, then every item below it. Private sequences are not entered.
+def walk(dataset: Dataset, private: bool = False) -> Iterator[Dataset]:
+    """The dataset, then every item below it; private sequences are entered only where asked for.
 
     Only sequences are converted from their raw bytes: a damaged value elsewhere does no harm.
     """
     yield dataset
-    for item in children(dataset):
-        yield from walk(item)
+    for item in children(dataset, private):
+        yield from walk(item, private)
 
 
-def children(dataset: Dataset) -> Iterator[Dataset]:
+def children(dataset: Dataset, private: bool = False) -> Iterator[Dataset]:
     """Items of the sequences of one level."""
     for tag in list(dataset.keys()):
-        if not tag.is_private and _may_be_sequence(dataset, tag):
+        if (private or not tag.is_private) and _may_be_sequence(dataset, tag):
             element = dataset[tag]
             if element.VR == "SQ":
                 yield from element.value or []
