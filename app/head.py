@@ -25,7 +25,7 @@ class HeadProtocol(HttpToolsProtocol):
     """
 
     _in_head = True
-    _bytes = 0
+    _bytes = 0  # since the piece in which the head began, without that piece
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -37,12 +37,9 @@ class HeadProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        began_in_head = self._in_head
+        self._bytes += len(data)
         super().data_received(data)
-        if not self._in_head:
-            return
-        self._bytes = self._bytes + len(data) if began_in_head else 0
-        if self._bytes > HEAD_BYTES and not self.transport.is_closing():
+        if self._in_head and self._bytes > HEAD_BYTES and not self.transport.is_closing():
             self.transport.write(REFUSAL)
             self.transport.close()
 

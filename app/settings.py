@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
+    BaseModel,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -22,6 +23,7 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 import models
@@ -43,7 +45,13 @@ SHIPPED_BUNDLES = Path(models.__file__).parent / "bundles"
 class Settings(BaseSettings):
     """Everything that can be set; each field says its unit."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        hide_input_in_errors=True,  # it may be a password
+    )
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
@@ -113,6 +121,9 @@ class Settings(BaseSettings):
         default=1024**3, description="memory that one run may take in a worker, bytes; decides the size of tiles"
     )
     timeout_s: PositiveFloat = Field(default=300.0, description="longest work on one request, seconds")
+    stall_s: PositiveFloat = Field(
+        default=60.0, description="a request of whose body nothing comes for so long is given up, seconds"
+    )
     drain_delay_s: NonNegativeFloat = Field(
         default=2.0, description="time after SIGTERM in which all is served, but not ready any more, seconds"
     )
@@ -188,7 +199,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fit(self) -> Settings:
-        if self.webhook_token and self.webhook_token_file:
+        if self.webhook_token is not None and self.webhook_token_file is not None:
             raise ValueError("webhook_token and webhook_token_file exclude each other")
         if self.limit_bytes > self.request_bytes:
             raise ValueError("limit_bytes must not exceed request_bytes, or the largest request never fits")
@@ -217,13 +228,13 @@ class Settings(BaseSettings):
     @property
     def has_webhook_token(self) -> bool:
         """Whether a PACS has to show a token."""
-        return bool(self.webhook_token or self.webhook_token_file)
+        return self.webhook_token is not None or self.webhook_token_file is not None
 
     def webhook_secret(self) -> str | None:
         """The webhook's token as it is now, None where there is none. Raises OSError."""
         if self.webhook_token_file:
             return self.webhook_token_file.read_text(encoding="utf-8").strip()
-        return self.webhook_token.get_secret_value() if self.webhook_token else None
+        return self.webhook_token.get_secret_value() if self.webhook_token is not None else None
 
     @classmethod
     def settings_customise_sources(
@@ -259,17 +270,20 @@ def refuse_unknown_variables(fields: set[str]) -> None:
         raise ValueError(f"unknown settings in the environment: {', '.join(unknown)}")
 
 
-def table() -> str:
-    """All settings as a Markdown table: the one in the README."""
+def table(model: type[BaseModel] = Settings) -> str:
+    """All settings of `model` as a Markdown table."""
 
-    def shown(value: Any) -> str:
-        return "`models/bundles`" if value == SHIPPED_BUNDLES else f"`{value}`" if value is not None else ""
+    def shown(field: FieldInfo) -> str:
+        if field.is_required():
+            return "required"
+        return "`models/bundles`" if field.default == SHIPPED_BUNDLES else f"`{field.default}`"
 
     rows = [
-        f"| `{name}` | {shown(field.default)} | {field.description} |" for name, field in Settings.model_fields.items()
+        f"| `{name}` | {'' if field.default is None else shown(field)} | {field.description} |"
+        for name, field in model.model_fields.items()
     ]
     return "\n".join(["| Setting | Default | Meaning |", "| --- | --- | --- |", *rows])
 
 
 if __name__ == "__main__":
-    print(table())
+    print(table(), "Each table `[pacs.NAME]`:", table(Peer), sep="\n\n")

@@ -7,6 +7,7 @@ closing delimiter is truncated, whatever came before.
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
@@ -278,7 +279,12 @@ class Body:
         for path, size in self._files:
             yield self._head(size)
             with path.open("rb") as file:
-                while data := await asyncio.to_thread(file.read, READ_BYTES):
+                left = size
+                while left:
+                    data = await asyncio.to_thread(file.read, min(left, READ_BYTES))
+                    if not data:
+                        raise OSError(errno.EIO, "a file became shorter while it was sent")
+                    left -= len(data)
                     yield data
             yield b"\r\n"
         yield self._tail

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
@@ -12,8 +12,6 @@ from app.pacs.errors import PacsMalformed, PacsRefused, PacsUnavailable
 from app.pacs.multipart import Reader, boundary_of
 from tests.scripted_pacs import Answer, Seen, as_json, as_parts, dicom_json, instance, stow
 from tests.unit.app.test_pacs_call import INSTANCE, SERIES, STUDY, collect, failing, list_all, run
-
-T = TypeVar("T")
 
 
 def uids(count: int, start: int = 0) -> list[str]:
@@ -128,6 +126,17 @@ def test_a_series_that_breaks_off_yields_whole_instances_only(framed: bool, tmp_
         assert sorted(path.name for path in folder.iterdir()) == [f"{index:06}.dcm" for index in range(len(got))]
 
 
+def test_what_the_caller_does_between_two_instances_is_not_the_pacs_time(tmp_path: Path) -> None:
+    async def work(web: DicomWeb) -> int:
+        count = 0
+        async for _ in web.retrieve_series(STUDY, SERIES, tmp_path):
+            count += 1
+            await asyncio.sleep(0.15)
+        return count
+
+    assert run(work, as_parts(b"one", b"two", b"three"), total_s=0.3)[0] == 3
+
+
 def test_the_opening_of_a_series_is_tried_again_and_its_rest_is_not(tmp_path: Path) -> None:
     broken = as_parts(b"one", b"two" * 50, sent=130, end="close")
     error, seen = failing(
@@ -232,6 +241,17 @@ def test_the_body_is_made_anew_for_each_attempt(files: list[Path]) -> None:
     lost = Answer(200, b"{}", sent=0, end="close")
     _, seen = run(lambda web: web.store(STUDY, files), Answer(503), lost, good, retries=2)
     assert [sent(one) for one in seen] == [[path.read_bytes() for path in files]] * 3
+
+
+def test_a_file_that_changes_while_it_is_sent_is_an_error_of_the_disk(files: list[Path]) -> None:
+    async def work(web: DicomWeb) -> None:
+        sending = asyncio.create_task(web.store(STUDY, files[:1]))
+        await asyncio.sleep(0)
+        files[0].write_bytes(b"")
+        with pytest.raises(OSError, match="shorter"):
+            await sending
+
+    run(work, Answer(200), retries=2)
 
 
 @pytest.mark.parametrize(

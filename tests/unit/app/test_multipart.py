@@ -7,6 +7,7 @@ import email
 import email.policy
 import itertools
 import re
+import tracemalloc
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
@@ -194,6 +195,19 @@ def test_parts_are_saved_whole(tmp_path: Path) -> None:
     saved = save(pieces_of(body_of(contents), [100, 200, 1_500_000]), tmp_path)
     assert [path.read_bytes() for path in saved] == contents
     assert sorted(tmp_path.iterdir()) == saved
+
+
+@pytest.mark.parametrize("sized", [False, True])
+def test_a_large_part_is_not_held_in_memory(sized: bool, tmp_path: Path) -> None:
+    piece = bytes(65536)
+    length = b"Content-Length: %d\r\n" % (len(piece) * 512) if sized else b""
+    whole = itertools.chain([b"--B\r\n" + length + b"\r\n"], itertools.repeat(piece, 512), [b"\r\n--B--"])
+    tracemalloc.start()
+    saved = save(whole, tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [path.stat().st_size for path in saved] == [len(piece) * 512]
+    assert peak < 8 * 1024**2
 
 
 def test_a_half_part_leaves_no_file(tmp_path: Path) -> None:
