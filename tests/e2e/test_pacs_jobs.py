@@ -162,7 +162,9 @@ def test_case_4_a_pacs_killed_mid_response(launch, start_orthanc: Callable[..., 
     assert len({read(data).SOPInstanceUID for data in derived(orthanc, job["derived_series"])}) == count
 
 
-def test_case_10_a_new_model_version_is_a_new_job_and_a_new_series(launch, orthanc: TestOrthanc, tmp_path: Path) -> None:
+def test_case_10_a_new_model_version_is_a_new_job_and_a_new_series(
+    launch, orthanc: TestOrthanc, tmp_path: Path
+) -> None:
     from tests.tiny_bundle import copy_bundle
 
     orthanc.upload(slices(3, SERIES, STUDY))
