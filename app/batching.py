@@ -20,6 +20,7 @@ from app.admission import Admission, QueueLimits, Room, Usage
 from app.catalogue import Catalogue
 from app.change import Change
 from app.errors import (
+    BackendUnavailable,
     Cancelled,
     DeadlineExceeded,
     NotReady,
@@ -36,7 +37,7 @@ from app.quarantine import Quarantine
 from app.queue import Entry, WorkQueue
 from app.succession import Succession
 from app.supervisor import Supervisor, WorkerStatus, cores
-from app.work import Answer, Array, Cancellation, Priority, WorkItem
+from app.work import Answer, Array, Priority, WorkItem
 from app.workers import Model, WorkerDeathError
 from models.bundle import Bundle
 from models.errors import MedRestoreError
@@ -44,7 +45,6 @@ from models.errors import MedRestoreError
 __all__ = [
     "Admission",
     "Answer",
-    "Cancellation",
     "Engine",
     "EngineConfig",
     "EngineObserver",
@@ -86,6 +86,11 @@ class Pending(Entry):
     owned: bool  # the admission is the entry's own, since the item brought none
     timer: asyncio.TimerHandle | None = None
     done: bool = False
+    model: Model = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.model = Model(self.item.digest, self.item.precision)
 
 
 class Engine:
@@ -105,7 +110,9 @@ class Engine:
         self._order = 0
         self._threads = config.threads or max(1, cores() // len(config.devices))
         self._change = Change()
-        self._loader = Loader(catalogue, config.backends, config.preload, config.batch_items, config.batch_pixels)
+        self._loader = Loader(
+            catalogue, config.devices, config.backends, config.preload, config.batch_items, config.batch_pixels
+        )
         self._workers: list[Supervisor] = []
         self.succession = Succession(catalogue, self._loader, self._workers, self._new_worker, self._change)
         self._tasks: list[asyncio.Task[None]] = []
@@ -118,8 +125,7 @@ class Engine:
         for device in self.config.devices:
             worker = self._new_worker(device, self._notice)
             self._workers.append(worker)
-            work = worker.supervise(self._loader.warm_up, self._turn, self.observer.worker_restarted)
-            self._tasks.append(asyncio.create_task(work, name=f"worker {device}"))
+            self._tasks.append(asyncio.create_task(self._keep(worker), name=f"worker {device}"))
 
     async def wait_ready(self, timeout_s: float | None = None) -> None:
         """Raises NotReady with the reason where no worker becomes ready, or not in time."""
@@ -243,16 +249,15 @@ class Engine:
         wait_s = self.backlog_s if retry_after_s is None else retry_after_s
         return QueueFull(reason, max(1.0, math.ceil(wait_s)), self.requests, self.backlog_s)
 
-    async def run(self, item: WorkItem) -> dict[str, Array]:
-        """`submit`, the arrays alone."""
-        return (await self.submit(item)).arrays
-
     async def submit(self, item: WorkItem) -> Answer:
         """Waits for the item's answer; cancelling the awaiting task withdraws the item.
 
-        Raises QueueFull, NotReady, DeadlineExceeded, Cancelled, WorkerLost, RunFailed, OptionError (a
+        Raises QueueFull, NotReady, DeadlineExceeded, Quarantined, WorkerLost, RunFailed, OptionError (a
         precision the model was not exported for), BundleNotFound, BundleInvalid, BackendUnavailable.
         """
+        if await self._quarantine.holds(item):
+            self.observer.shed("quarantined")
+            raise Quarantined("two workers died while they ran this image; it is not tried again")
         entry = self._accept(item)
         try:
             return await entry.future
@@ -270,9 +275,6 @@ class Engine:
         if _expired(item):
             raise DeadlineExceeded(EXPIRED)
         usage = item.usage
-        if self._quarantine.holds(item):
-            self.observer.shed("quarantined")
-            raise Quarantined("two workers died while they ran this image; it is not tried again")
         admission = item.admission
         if admission is None:
             model, background = Model(item.digest, item.precision), item.priority is Priority.BULK
@@ -300,7 +302,6 @@ class Engine:
         if item.deadline is not None:
             left = item.deadline - time.monotonic()
             entry.timer = loop.call_later(left, self._finish, entry, DeadlineExceeded(EXPIRED), "expired")
-        item.cancellation.subscribe(entry, lambda: self._finish(entry, Cancelled("withdrawn"), "cancelled"))
         self._change.tell()
         return entry
 
@@ -313,7 +314,6 @@ class Engine:
         entry.done = True
         self._entries.discard(entry)
         self._queue.discard(entry)
-        entry.item.cancellation.unsubscribe(entry)
         if entry.timer:
             entry.timer.cancel()
         if entry.owned:
@@ -326,6 +326,12 @@ class Engine:
         self.observer.finished(entry.item, outcome, queue_s, run_s)
 
     # -- workers ------------------------------------------------------------------------------
+
+    async def _keep(self, worker: Supervisor) -> None:
+        """Keeps a worker going until the service stops, or its device turns out not to be there."""
+        await worker.supervise(self._loader.warm_up, self._turn, self.observer.worker_restarted)
+        self._loader.give_up(worker.device)
+        self._change.tell()
 
     def _notice(self) -> None:
         """Called when a worker's state changes."""
@@ -357,9 +363,8 @@ class Engine:
         """The next batch, without what its callers no longer wait for."""
         if worker.dead:
             raise WorkerDeathError("ended while it was idle")
-        while head := self._queue.head():
-            model = Model(head.item.digest, head.item.precision)
-            batch = self._queue.cut(worker.loaded.get(model, 1), self.config.batch_pixels)
+        while head := self._queue.head(lambda entry: not self._loader.leaves(worker.device, entry.model)):
+            batch = self._queue.cut(head, worker.loaded.get(head.model, 1), self.config.batch_pixels)
             for entry in batch:
                 if self._hopeless(entry):  # its timer may be late
                     self._finish(entry, DeadlineExceeded(EXPIRED), "expired")
@@ -384,8 +389,7 @@ class Engine:
 
     async def _run_batch(self, worker: Supervisor, batch: list[Pending]) -> None:
         """Completes each entry or puts it back; raises WorkerDeathError alone."""
-        head = batch[0].item
-        model = Model(head.digest, head.precision)
+        head, model = batch[0].item, batch[0].model
         try:
             await self._loader.load(worker.handle, model)
             for entry in batch:
@@ -395,7 +399,7 @@ class Engine:
             self._answer(worker, batch, outputs, run_s, started)
         except WorkerDeathError:
             if len(batch) == 1 and batch[0].attempts >= ATTEMPTS:
-                self._quarantine.add(batch[0].item)
+                await self._quarantine.add(batch[0].item)
             self._retry(batch, WorkerLost("the worker died twice while it ran this"), "lost")
             raise
         except RunFailed as exc:
@@ -404,6 +408,9 @@ class Engine:
             else:
                 self._finish(batch[0], exc, "failed")
         except Exception as exc:  # noqa: BLE001 (whatever it is, the batch must be completed)
+            if isinstance(exc, BackendUnavailable) and self._loader.leaves(worker.device, model):
+                self._put_back(batch)
+                return
             error = exc if isinstance(exc, MedRestoreError) else RunFailed(f"{type(exc).__name__} around the run")
             for entry in batch:
                 self._finish(entry, error, "failed")
@@ -411,8 +418,7 @@ class Engine:
     def _answer(
         self, worker: Supervisor, batch: list[Pending], outputs: list[dict[str, Array]], run_s: float, started: float
     ) -> None:
-        head = batch[0].item
-        room = worker.loaded.get(Model(head.digest, head.precision), 1)
+        room = worker.loaded.get(batch[0].model, 1)
         pixels = sum(entry.pixels for entry in batch)
         room = min(room, max(1, self.config.batch_pixels // batch[0].pixels))
         self.observer.batch_ran(worker.device, len(batch), pixels, len(batch) / room, run_s)
@@ -431,8 +437,12 @@ class Engine:
         for entry in batch:
             if entry.attempts >= ATTEMPTS:
                 self._finish(entry, error, outcome)
-            elif not entry.done:
-                entry.alone = True
+            entry.alone = True
+        self._put_back(batch)
+
+    def _put_back(self, batch: list[Pending]) -> None:
+        for entry in batch:
+            if not entry.done:
                 self._queue.push(entry)
         self._change.tell()
 

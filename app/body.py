@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +18,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from app.errors import Cancelled, InvalidBody
+from app.errors import Cancelled, InvalidBody, UploadStalled
 from app.tracing import span
 from models.errors import ImageTooLarge
 
@@ -61,17 +61,19 @@ def declared_bytes(request: Request, limit: int, undeclared: int) -> int:
     return length
 
 
-async def read_upload(request: Request, limit: int) -> Upload:
-    """Reads the image. Raises InvalidBody, ImageTooLarge as soon as the limit is passed, and
-    Cancelled where the caller goes while sending."""
+async def read_upload(request: Request, limit: int, stall_s: float) -> Upload:
+    """Reads the image. Raises InvalidBody, ImageTooLarge as soon as the limit is passed, UploadStalled where nothing
+    comes for `stall_s`, and Cancelled where the caller goes while sending."""
     try:
         with span("receive"):
             if _is_form(request):
-                part = await _parse(MemoryParser(request.headers, _limited(request, limit), max_files=1, max_fields=1))
+                chunks = _limited(request, limit, stall_s)
+                part = await _parse(MemoryParser(request.headers, chunks, max_files=1, max_fields=1))
                 data, hint = await part.read(), _hint(part)
                 await part.close()
             else:
-                data, hint = b"".join([chunk async for chunk in _limited(request, limit)]), _declared(request)
+                data = b"".join([chunk async for chunk in _limited(request, limit, stall_s)])
+                hint = _declared(request)
     except ClientDisconnect as exc:
         raise Cancelled("the caller went away while sending") from exc
     if not data:
@@ -79,7 +81,9 @@ async def read_upload(request: Request, limit: int) -> Upload:
     return Upload(data, hint)
 
 
-async def save_upload(request: Request, limit: int, path: Path, cover: Callable[[int], Awaitable[None]]) -> str | None:
+async def save_upload(
+    request: Request, limit: int, stall_s: float, path: Path, cover: Callable[[int], Awaitable[None]]
+) -> str | None:
     """Writes the image into a file that is there and empty; gives the hint.
 
     `cover` is told, before anything of it is written, how many bytes have come in all. Raises what it raises, and
@@ -88,12 +92,13 @@ async def save_upload(request: Request, limit: int, path: Path, cover: Callable[
     with path.open("r+b") as file:
         try:
             if _is_form(request):
-                parser = FileParser(request.headers, _limited(request, limit, cover), max_files=1, max_fields=1)
+                chunks = _limited(request, limit, stall_s, cover)
+                parser = FileParser(request.headers, chunks, max_files=1, max_fields=1)
                 parser.target = file
                 hint = _hint(await _parse(parser))
             else:
                 hint = _declared(request)
-                async for chunk in _limited(request, limit, cover):
+                async for chunk in _limited(request, limit, stall_s, cover):
                     await asyncio.to_thread(file.write, chunk)
         except ClientDisconnect as exc:
             raise Cancelled("the caller went away while sending") from exc
@@ -130,17 +135,25 @@ async def _parse(parser: MultiPartParser) -> UploadFile:
 
 
 async def _limited(
-    request: Request, limit: int, cover: Callable[[int], Awaitable[None]] | None = None
+    request: Request, limit: int, stall_s: float, cover: Callable[[int], Awaitable[None]] | None = None
 ) -> AsyncGenerator[bytes, None]:
-    """The body's chunks, as long as their sum is within the limit."""
-    count = 0
-    async for chunk in request.stream():
+    """The body's chunks, as long as they come, and their sum is within the limit."""
+    count, chunks = 0, aiter(request.stream())
+    while (chunk := await _next(chunks, stall_s)) is not None:
         count += len(chunk)
         if count > limit:
             raise _too_large(limit)
         if cover:
             await cover(count)
         yield chunk
+
+
+async def _next(chunks: AsyncIterator[bytes], stall_s: float) -> bytes | None:
+    try:
+        async with asyncio.timeout(stall_s):
+            return await anext(chunks, None)
+    except TimeoutError:
+        raise UploadStalled(f"nothing of the body has come for {stall_s:g} s; send it again") from None
 
 
 def _too_large(limit: int) -> ImageTooLarge:

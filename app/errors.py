@@ -12,6 +12,7 @@
         │   └── OutOfMemory      there was no memory to run it, in tiles as small as may be
         ├── BackendUnavailable   a runtime, device or precision is not to be had here
         ├── InvalidBody          the request's body is no image, or not one image
+        ├── UploadStalled        nothing of the request's body has come for too long
         ├── NotAcceptable        `Accept` names no type that this image can be written as
         ├── JobsUnavailable      jobs are switched off, or their folder or database cannot be used
         ├── JobNotFound          no job of that id
@@ -88,6 +89,10 @@ class BackendUnavailable(ServiceError):
 
 class InvalidBody(ServiceError):
     """The body is empty, or a multipart form without exactly one field `file`."""
+
+
+class UploadStalled(ServiceError):
+    """The caller neither sends nor goes; the room that was held for the image is for others."""
 
 
 class NotAcceptable(ServiceError):
@@ -184,6 +189,7 @@ STATUSES: dict[type[MedRestoreError], Status] = {
     OutOfMemory: Status(503, "out-of-memory", "No memory for this image"),
     BackendUnavailable: Status(503, "backend-unavailable", "No runtime for this model here"),
     InvalidBody: Status(400, "invalid-body", "The body is not one image"),
+    UploadStalled: Status(408, "upload-stalled", "The body stopped coming"),
     NotAcceptable: Status(406, "not-acceptable", "No acceptable media type"),
     JobsUnavailable: Status(503, "jobs-unavailable", "No jobs here"),
     JobNotFound: Status(404, "job-not-found", "No such job"),

@@ -32,6 +32,7 @@ class Handle:
     """A process from its start to its end; calls to it are made one at a time, long ones in a thread."""
 
     def __init__(self, device: str, threads: int | None, patience: Patience, died: Callable[[], None]) -> None:
+        self.device = device
         self.loaded: dict[Model, int] = {}  # and how many items a run of it may have
         self.dead = False
         self._patience = patience

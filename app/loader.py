@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from app.catalogue import Catalogue
 from app.errors import BackendUnavailable
@@ -23,34 +23,53 @@ class Loader:
     """Loads bundles into workers, at their start and on demand; remembers what failed.
 
     A bundle that fails its self-test in fp32 leaves the catalogue; one that fails in another
-    precision is refused in that precision only.
+    precision is refused in that precision only. What a device lacks is left to the others: a model
+    is refused for want of a runtime where no device has it.
     """
 
     def __init__(
         self,
         catalogue: Catalogue,
+        devices: Sequence[str],
         backends: Mapping[str, str],
         preload: tuple[str, ...],
         batch_items: Mapping[str, int],
         batch_pixels: int,
     ) -> None:
         self._catalogue = catalogue
+        self._devices = set(devices)
         self._backends = backends
         self._preload = preload
         self._batch_items = batch_items
         self._batch_pixels = batch_pixels
-        self._refused: dict[Model, BundleInvalid | BackendUnavailable] = {}
+        self._refused: dict[Model, BundleInvalid] = {}
+        self._lacking: dict[Model, dict[str, BackendUnavailable]] = {}  # by device
         self._strikes: Counter[Model] = Counter()
 
-    def objection(self, bundle: Bundle, precision: str) -> MedRestoreError | None:
-        """Why a bundle does not run in a precision, as far as known."""
+    def objection(self, bundle: Bundle, precision: str, device: str | None = None) -> MedRestoreError | None:
+        """Why a bundle does not run in a precision, as far as known: on one device, or (None) on any."""
         if precision not in bundle.manifest.precisions:
             allowed = ", ".join(bundle.manifest.precisions)
             return OptionError(f"model {bundle.reference} runs in {allowed}, not in {precision}")
         if precision not in self._backends:
             return BackendUnavailable(f"no backend is set for precision {precision}")
-        refused = self._refused.get(Model(bundle.digest, precision))
-        return type(refused)(str(refused)) if refused else None
+        model = Model(bundle.digest, precision)
+        if refused := self._refused.get(model):
+            return BundleInvalid(str(refused))
+        lacking = self._lacking.get(model, {})
+        if device in lacking or lacking.keys() >= self._devices:
+            return BackendUnavailable(str(lacking.get(device or "", next(iter(lacking.values())))))
+        return None
+
+    def give_up(self, device: str) -> None:
+        """No model is left to this device from now on, unless there is no other."""
+        if len(self._devices) > 1:
+            self._devices.discard(device)
+
+    def leaves(self, device: str, model: Model) -> bool:
+        """Whether a device is to leave a model to others: it lacks what they may have."""
+        lacking = self._lacking.get(model, {})
+        return device in lacking and not lacking.keys() >= self._devices
 
     async def examine(self, handle: Handle, bundle: Bundle) -> None:
         """Loads a bundle into a process that serves nobody yet, whatever was found of the bundle before.
@@ -61,6 +80,7 @@ class Loader:
         for precision in self._preload:
             model = Model(bundle.digest, precision)
             self._refused.pop(model, None)
+            self._lacking.get(model, {}).pop(handle.device, None)
             self._strikes.pop(model, None)
             if isinstance(error := self.objection(bundle, precision), OptionError) and precision != EXACT:
                 continue
@@ -69,15 +89,18 @@ class Loader:
                     raise error
                 await self._load(handle, model, bundle)
             except WorkerDeathError as exc:
-                self._reject(bundle, model, BundleInvalid(f"loading it ended the worker: {exc}"))
+                self._reject(handle, bundle, model, BundleInvalid(f"loading it ended the worker: {exc}"))
                 return
             except (BundleInvalid, BackendUnavailable) as exc:
-                self._reject(bundle, model, exc)
+                self._reject(handle, bundle, model, exc)
 
-    def _reject(self, bundle: Bundle, model: Model, error: BundleInvalid | BackendUnavailable) -> None:
+    def _reject(self, handle: Handle, bundle: Bundle, model: Model, error: BundleInvalid | BackendUnavailable) -> None:
+        if isinstance(error, BackendUnavailable):
+            self._lack(handle, bundle, model, error)
+        elif model.precision != EXACT:
+            self._refuse(bundle, model, error)
         if model.precision == EXACT:
             raise error
-        self._refuse(bundle, model, error)
 
     async def refill(self, handle: Handle, worker: Supervisor) -> bool:
         """Loads into a new process what the worker's present one holds and some request may need.
@@ -132,13 +155,14 @@ class Loader:
         """Models that a worker holds and no request can need any more."""
         return frozenset(model for model in worker.loaded if not self._catalogue.knows(model.digest))
 
-    def wanted(self, bundle: Bundle) -> list[Model]:
-        """What a worker holds ready of a bundle."""
-        usable = [precision for precision in self._preload if self.objection(bundle, precision) is None]
+    def wanted(self, bundle: Bundle, device: str) -> list[Model]:
+        """What a worker on a device holds ready of a bundle."""
+        usable = [precision for precision in self._preload if self.objection(bundle, precision, device) is None]
         return [Model(bundle.digest, precision) for precision in usable]
 
     def _missing(self, handle: Handle) -> list[Model]:
-        return [m for bundle in self._catalogue.loadable for m in self.wanted(bundle) if m not in handle.loaded]
+        wanted = (model for bundle in self._catalogue.loadable for model in self.wanted(bundle, handle.device))
+        return [model for model in wanted if model not in handle.loaded]
 
     async def load(self, handle: Handle, model: Model) -> None:
         """Loads a model where it is not loaded. Raises BundleNotFound, BundleInvalid, OptionError,
@@ -146,11 +170,14 @@ class Loader:
         if model in handle.loaded:
             return
         bundle = self._catalogue.by_digest(model.digest)
-        if error := self.objection(bundle, model.precision):
+        if error := self.objection(bundle, model.precision, handle.device):
             raise error
         try:
             await self._load(handle, model, bundle)
-        except (BundleInvalid, BackendUnavailable) as exc:
+        except BackendUnavailable as exc:
+            self._lack(handle, bundle, model, exc)
+            raise
+        except BundleInvalid as exc:
             self._refuse(bundle, model, exc)
             raise
         except WorkerDeathError:
@@ -164,8 +191,13 @@ class Loader:
         backend, items = self._backends[model.precision], self._batch_items.get(model.precision, 1)
         await handle.load(model, bundle.folder, backend, items, self._batch_pixels)
 
-    def _refuse(self, bundle: Bundle, model: Model, error: BundleInvalid | BackendUnavailable) -> None:
+    def _lack(self, handle: Handle, bundle: Bundle, model: Model, error: BackendUnavailable) -> None:
+        facts = {"model": bundle.reference, "precision": model.precision, "device": handle.device}
+        event("model not to be had", logging.ERROR, **facts, reason=str(error))
+        self._lacking.setdefault(model, {})[handle.device] = error
+
+    def _refuse(self, bundle: Bundle, model: Model, error: BundleInvalid) -> None:
         event("model refused", logging.ERROR, model=bundle.reference, precision=model.precision, reason=str(error))
         self._refused[model] = error
-        if model.precision == EXACT and isinstance(error, BundleInvalid):
+        if model.precision == EXACT:
             self._catalogue.refuse(model.digest, str(error))

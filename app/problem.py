@@ -24,6 +24,7 @@ MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:medrestore:problem:"
 INTERNAL = Status(500, "internal", "Internal error")
 INVALID_OPTION = Status(422, "invalid-option", "Option out of range or contradictory")
+UNREAD = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.INSUFFICIENT_STORAGE)
 RETRY_LATER_S = 5.0  # for 503, where no better estimate exists
 
 
@@ -80,7 +81,7 @@ def of_error(request: Request, error: MedRestoreError) -> Response:
         headers |= {"X-Queue-Position": str(error.position), "X-Queue-Seconds": f"{error.wait_s:.3f}"}
     if isinstance(error, RangeRefused):
         headers["Content-Range"] = f"bytes */{error.size}"
-    if status.code in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.INSUFFICIENT_STORAGE):
+    if status.code in UNREAD:
         headers["Connection"] = "close"  # the rest of the body was not read
     request.scope["problem"] = status.slug
     return problem(id_of(request), status, str(error), headers, retry_after_s=wait_s, **_details(error))

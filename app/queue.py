@@ -6,7 +6,7 @@ Plain data: no clock, no event loop, no process. `app.batching.Engine` drives it
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -60,16 +60,12 @@ class WorkQueue(Generic[E]):
         self.pixels -= entry.pixels
         return True
 
-    def head(self) -> E | None:
-        """The entry that goes next."""
-        return min((lane[0] for lane in self._lanes.values()), key=_rank, default=None)
+    def head(self, fit: Callable[[E], bool] = lambda entry: True) -> E | None:
+        """The entry that goes next, of those that fit; all of a key fit, or none."""
+        return min((lane[0] for lane in self._lanes.values() if fit(lane[0])), key=_rank, default=None)
 
-    def cut(self, items: int, pixels: int) -> list[E]:
-        """Takes out the next batch: the head, and others of its key up to `items` entries and `pixels`
-        pixels in all. Empty where nothing waits."""
-        head = self.head()
-        if head is None:
-            return []
+    def cut(self, head: E, items: int, pixels: int) -> list[E]:
+        """Takes out the next batch: a head, and others of its key up to `items` entries and `pixels` pixels in all."""
         room = max(1, min(items, pixels // max(1, head.pixels)))  # equal keys, equal pixels
         batch = self._lanes[_lane(head)][:room]
         for entry in batch:

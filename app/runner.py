@@ -11,7 +11,7 @@ from app.batching import Engine
 from app.errors import NotReady, OutOfMemory, QueueFull
 from app.tiling import Tiling
 from app.tracing import ran
-from app.work import Cancellation, Priority, WorkItem
+from app.work import Priority, WorkItem
 
 BULK_WAIT_S = 1.0
 
@@ -46,7 +46,6 @@ class EngineRunner:
         self.window = window
         self.tiling = tiling or Tiling()
         self._room = asyncio.Semaphore(window)
-        self._cancellation = Cancellation()
 
     @property
     def timings(self) -> dict[str, float]:
@@ -63,7 +62,6 @@ class EngineRunner:
                 precision=self.precision,
                 priority=self._priority,
                 deadline=self._deadline,
-                cancellation=self._cancellation,
                 admission=self.admission,
             )
             answer = await self._engine.submit(item)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 import models
@@ -31,7 +32,13 @@ SHIPPED_BUNDLES = Path(models.__file__).parent / "bundles"
 class Settings(BaseSettings):
     """Everything that can be set; each field says its unit."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        hide_input_in_errors=True,  # it may be a password
+    )
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
@@ -82,6 +89,9 @@ class Settings(BaseSettings):
         default=1024**3, description="memory that one run may take in a worker, bytes; decides the size of tiles"
     )
     timeout_s: PositiveFloat = Field(default=300.0, description="longest work on one request, seconds")
+    stall_s: PositiveFloat = Field(
+        default=60.0, description="a request of whose body nothing comes for so long is given up, seconds"
+    )
     drain_delay_s: NonNegativeFloat = Field(
         default=2.0, description="time after SIGTERM in which all is served, but not ready any more, seconds"
     )
@@ -197,17 +207,20 @@ def refuse_unknown_variables(fields: set[str]) -> None:
         raise ValueError(f"unknown settings in the environment: {', '.join(unknown)}")
 
 
-def table() -> str:
-    """All settings as a Markdown table: the one in the README."""
+def table(model: type[BaseModel] = Settings) -> str:
+    """All settings of `model` as a Markdown table."""
 
-    def shown(value: Any) -> str:
-        return "`models/bundles`" if value == SHIPPED_BUNDLES else f"`{value}`" if value is not None else ""
+    def shown(field: FieldInfo) -> str:
+        if field.is_required():
+            return "required"
+        return "`models/bundles`" if field.default == SHIPPED_BUNDLES else f"`{field.default}`"
 
     rows = [
-        f"| `{name}` | {shown(field.default)} | {field.description} |" for name, field in Settings.model_fields.items()
+        f"| `{name}` | {'' if field.default is None else shown(field)} | {field.description} |"
+        for name, field in model.model_fields.items()
     ]
     return "\n".join(["| Setting | Default | Meaning |", "| --- | --- | --- |", *rows])
 
 
 if __name__ == "__main__":
-    print(table())
+    print(table(), "Each table `[pacs.NAME]`:", table(Peer), sep="\n\n")

@@ -9,6 +9,7 @@ from functools import partial
 
 from app.catalogue import Catalogue
 from app.change import Change
+from app.errors import BackendUnavailable
 from app.handle import Handle
 from app.loader import Loader
 from app.supervisor import Supervisor
@@ -38,12 +39,19 @@ class Succession:
         """Makes a bundle ready to be offered, which is left to the caller: every worker gets a new process that
         holds it, self-tested and warmed up, beside all that it held; the old ones serve until then.
 
-        Raises BundleInvalid or BackendUnavailable with the reason why it cannot serve; nothing has changed then.
+        A device that lacks what the bundle needs leaves it to the others. Raises BundleInvalid, or BackendUnavailable
+        where all lack it, with the reason why it cannot serve; nothing has changed then.
         """
         prepared: list[tuple[Supervisor, Handle]] = []
+        lacking: BackendUnavailable | None = None
         try:
             for worker in [w for w in self._workers if w.usable] or [self._spare()]:
-                prepared.append((worker, await worker.prepare(partial(self._loader.examine, bundle=bundle))))
+                try:
+                    prepared.append((worker, await worker.prepare(partial(self._loader.examine, bundle=bundle))))
+                except BackendUnavailable as exc:  # another device may have it
+                    lacking = exc
+            if lacking and not prepared:
+                raise lacking
             while prepared:
                 await self._replace(*prepared[0])
                 del prepared[0]
@@ -82,8 +90,8 @@ class Succession:
 
     def _holds(self, bundle: Bundle) -> bool:
         """Whether every worker that takes work has loaded what it is to load of a bundle."""
-        wanted = set(self._loader.wanted(bundle))
-        return all(wanted <= worker.loaded.keys() for worker in self._workers if worker.usable)
+        serving = [worker for worker in self._workers if worker.usable]
+        return all(set(self._loader.wanted(bundle, worker.device)) <= worker.loaded.keys() for worker in serving)
 
 
 async def _nothing(handle: Handle) -> None:

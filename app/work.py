@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -23,35 +23,6 @@ class Priority(IntEnum):
     BULK = 2
 
 
-class Cancellation:
-    """Shared by all items of one request: `cancel()` withdraws them together.
-
-    Belongs to the event loop's thread. A listener is called once, at once where it comes too late.
-    """
-
-    def __init__(self) -> None:
-        self.cancelled = False
-        self._listeners: dict[object, Callable[[], None]] = {}
-
-    def cancel(self) -> None:
-        """Withdraws every item that carries this; a second call does nothing."""
-        self.cancelled = True
-        listeners, self._listeners = self._listeners, {}
-        for listener in listeners.values():
-            listener()
-
-    def subscribe(self, owner: object, listener: Callable[[], None]) -> None:
-        """Calls `listener` on cancellation; one for each `owner`."""
-        if self.cancelled:
-            listener()
-        else:
-            self._listeners[owner] = listener
-
-    def unsubscribe(self, owner: object) -> None:
-        """Ends the owner's subscription, if there is one."""
-        self._listeners.pop(owner, None)
-
-
 @dataclass(frozen=True, eq=False)
 class WorkItem:
     """One run of one graph: a tile, or a whole frame for `estimate`.
@@ -66,7 +37,6 @@ class WorkItem:
     precision: str = "fp32"  # "fp32" (exact) or "bf16" (fast)
     priority: Priority = Priority.INTERACTIVE
     deadline: float | None = None
-    cancellation: Cancellation = field(default_factory=Cancellation)
     admission: Admission | None = None  # of the request this is part of; None: the item asks for itself
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from app.batching import Engine, EngineConfig, EngineObserver, Patience, WorkItem
 from app.catalogue import Catalogue
-from app.errors import RunFailed
+from app.errors import BackendUnavailable, RunFailed
 from app.workers import Done, Load, Loaded, Run, WorkerDeathError
 from models.errors import MedRestoreError
 
@@ -32,6 +32,7 @@ class Script:
     batch_items: int = 99  # that keep their bytes in company
     gate: threading.Event = field(default_factory=threading.Event)  # a run waits for it
     on_load: Callable[[Load], None] = lambda request: None
+    lacking: set[tuple[str, str]] = field(default_factory=set)  # device and precision that it has no runtime for
     on_start: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
@@ -43,6 +44,7 @@ class ScriptedProcess:
 
     def __init__(self, script: Script, device: str) -> None:
         self.script = script
+        self.device = device
         self.pid: int | None = None
         self.sentinel, self._end = os.pipe()
 
@@ -55,6 +57,8 @@ class ScriptedProcess:
         if isinstance(request, Load):
             self.script.loads.append(request.model.precision)
             self.script.on_load(request)
+            if (self.device, request.model.precision) in self.script.lacking:
+                raise BackendUnavailable(f"no {request.model.precision} on {self.device}")
             return Loaded(min(request.batch_items, self.script.batch_items)), []
         assert isinstance(request, Run)
         images = [item["image"] for item in items]

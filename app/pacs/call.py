@@ -22,36 +22,37 @@ from typing import Any, TypeVar
 
 import httpx
 
-from app.pacs.errors import (
-    PacsDenied,
-    PacsError,
-    PacsGone,
-    PacsMalformed,
-    PacsRefused,
-    PacsUnavailable,
-)
+from app.build import PRODUCT
+from app.pacs.errors import PacsDenied, PacsError, PacsGone, PacsMalformed, PacsRefused, PacsUnavailable
 from app.pacs.multipart import Body
 from app.pacs.peer import Peer
 
 T = TypeVar("T")
 Observe = Callable[[str, str, float], None]  # verb, status class ("2xx") or the failure's reason, seconds
-
 Params = list[tuple[str, str | int | float | bool | None]]
 
 JSON = "application/dicom+json, application/json"
-ANSWER_BYTES = 64 * 1024**2  # of JSON
+ANSWER_BYTES = 32 * 1024**2  # of JSON
 SHORT_S = 5.0  # a longer Retry-After is for the caller to wait out
-LONGEST_S = 24 * 3600.0  # no PACS is believed that asks for more
+LONGEST_S = 3600.0  # no PACS is believed that asks for more
 IDLE_S = 0.8  # Orthanc closes idle connections after a second
 WORTH_RETRYING = frozenset({"dns", "connect", "dropped", "busy", "error"})
 
 
 def open_client(peer: Peer) -> httpx.AsyncClient:
     """The connections to one PACS; the caller closes it. Raises OSError where `ca_file` cannot be used."""
-    context = ssl.create_default_context(cafile=peer.ca_file) if peer.url.startswith("https:") else True
+    encrypted = any(base.startswith("https:") for base in (peer.url, peer.orthanc) if base)
+    context = ssl.create_default_context(cafile=peer.ca_file) if encrypted else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     limits = httpx.Limits(max_connections=peer.connections, keepalive_expiry=IDLE_S)
     timeout = httpx.Timeout(peer.read_s, connect=peer.connect_s, pool=peer.total_s)
-    return httpx.AsyncClient(verify=context, limits=limits, timeout=timeout, trust_env=False, follow_redirects=False)
+    return httpx.AsyncClient(
+        verify=context,
+        limits=limits,
+        timeout=timeout,
+        headers={"User-Agent": PRODUCT},
+        trust_env=False,
+        follow_redirects=False,
+    )
 
 
 class Caller:
@@ -109,7 +110,6 @@ class Caller:
                 response = await self._client.send(request, stream=True, follow_redirects=False)
                 try:
                     outcome.status = response.status_code
-                    check(response)
                     if not body:
                         judge(response)
                     if streamed:
@@ -177,23 +177,14 @@ def translated() -> Iterator[None]:
 
 def _cause(error: BaseException) -> str:
     """Why there was no connection."""
-    names: list[tuple[type[BaseException], str]] = [
-        (socket.gaierror, "dns"),
-        (ssl.SSLCertVerificationError, "certificate"),
-    ]
     link: BaseException | None = error
     while link is not None:
-        for kind, name in names:
-            if isinstance(link, kind):
-                return name
+        if isinstance(link, socket.gaierror):
+            return "dns"
+        if isinstance(link, ssl.SSLCertVerificationError):
+            return "certificate"
         link = link.__cause__ or link.__context__
     return "connect"
-
-
-def check(response: httpx.Response) -> None:
-    """Refuses a compressed answer: it was not asked for, and its length says nothing. Raises PacsMalformed."""
-    if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise PacsMalformed("media-type", "an encoding that was not asked for")
 
 
 def judge(response: httpx.Response) -> None:
@@ -226,10 +217,17 @@ def retry_after(response: httpx.Response) -> float | None:
     return min(max(wait_s, 0.0), LONGEST_S)
 
 
+def pieces(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The body as it comes. Raises PacsMalformed for a compressed one, which was not asked for."""
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise PacsMalformed("media-type", "an encoding that was not asked for")
+    return response.aiter_raw()
+
+
 async def whole(response: httpx.Response) -> bytes:
     """The body of an answer that is short. Raises PacsMalformed above ANSWER_BYTES."""
     data = bytearray()
-    async for piece in response.aiter_raw():
+    async for piece in pieces(response):
         data += piece
         if len(data) > ANSWER_BYTES:
             raise PacsMalformed("too-large", f"more than {ANSWER_BYTES} bytes of JSON")

@@ -11,14 +11,12 @@ from typing import Any
 
 import httpx
 
-from app.pacs.call import JSON, Caller, Observe, Params, judge, parse, whole
-from app.pacs.errors import PacsMalformed, PacsRefused
+from app.pacs import row
+from app.pacs.call import JSON, Caller, Observe, Params, judge, parse, pieces, whole
+from app.pacs.errors import PacsError, PacsMalformed, PacsRefused
 from app.pacs.multipart import Body, Reader, boundary_of, save_parts
 from app.pacs.peer import Peer
 from app.pacs.row import INSTANCE_FIELDS, SERIES_FIELDS, UID, InstanceRow, SeriesRow, instance_row, series_row
-from app.pacs.row import number as number_of
-from app.pacs.row import text as text_of
-from app.pacs.row import values as values_of
 
 STORED_TYPE = 'multipart/related; type="application/dicom"; transfer-syntax=*'  # as stored, never transcoded
 NOBODY = "2.25.0"  # a study that nobody has: the cheapest question
@@ -94,32 +92,30 @@ class DicomWeb:
         seen: set[str] = set()
         offset = 0
         while page := await self._query(path, [*fields, ("limit", self._peer.page), ("offset", offset)]):
-            fresh = [row for row in map(instance_row, page) if row.sop_instance not in seen]
+            fresh = {one.sop_instance: one for one in map(instance_row, page) if one.sop_instance not in seen}
             if not fresh and len(page) == self._peer.page == len(seen):
                 raise PacsMalformed("paging", "it repeats a full page whatever the offset")
             if not fresh:
                 return
-            for row in fresh:
-                if row.sop_instance not in seen:
-                    seen.add(row.sop_instance)
-                    yield row
+            seen.update(fresh)
+            for one in fresh.values():
+                yield one
             offset += len(page)
 
     async def retrieve_series(self, study: str, series: str, folder: Path) -> AsyncGenerator[Path, None]:
         """Streams a series into files of `folder`, as stored; a path is told when its file is whole.
 
-        The stream pauses while the caller is busy with a path. Where it breaks off, what was told stays valid
-        and the error is raised: `retrieve` gets the rest. Use `contextlib.aclosing` to leave early.
+        The stream pauses while the caller is busy with a path; Orthanc bears with 30 seconds of that, then breaks
+        off. Where it breaks off, what was told stays valid and the error is raised: `retrieve` gets the rest.
+        Use `contextlib.aclosing` to leave early.
         """
         url = f"{self._peer.url}/studies/{_uid(study)}/series/{_uid(series)}"
         paths = (folder / f"{index:06}.dcm" for index in itertools.count())
         async with AsyncExitStack() as stack:
-            opened = self._call.attempts(
-                lambda: stack.enter_async_context(
-                    self._call.answer("wado", url, accept=STORED_TYPE, streamed=True),
-                )
+            response = await self._call.attempts(
+                lambda: stack.enter_async_context(self._call.answer("wado", url, accept=STORED_TYPE, streamed=True))
             )
-            parts = await stack.enter_async_context(aclosing(self._parts(await opened, paths)))
+            parts = await stack.enter_async_context(aclosing(self._parts(response, paths)))
             while path := await self._call.limited(anext(parts, None)):
                 yield path
 
@@ -128,10 +124,13 @@ class DicomWeb:
         url = f"{self._peer.url}/studies/{_uid(study)}/series/{_uid(series)}/instances/{_uid(instance)}"
 
         async def work() -> None:
-            async with self._call.answer("wado", url, accept=STORED_TYPE) as response:
-                saved = [part async for part in self._parts(response, iter([path]))]
-            if not saved:
-                raise PacsMalformed("multipart", "a body without an instance")
+            try:
+                async with self._call.answer("wado", url, accept=STORED_TYPE) as response:
+                    if not [part async for part in self._parts(response, iter([path]))]:
+                        raise PacsMalformed("multipart", "a body without an instance")
+            except PacsError:
+                path.unlink(missing_ok=True)
+                raise
 
         await self._call.attempts(work)
 
@@ -169,7 +168,7 @@ class DicomWeb:
 
     def _parts(self, response: httpx.Response, paths: Iterator[Path]) -> AsyncGenerator[Path, None]:
         boundary = boundary_of(response.headers.get("content-type", ""))
-        return save_parts(response.aiter_raw(), Reader(boundary, self._peer.instance_bytes), paths)
+        return save_parts(pieces(response), Reader(boundary, self._peer.instance_bytes), paths)
 
 
 def batches(files: Sequence[Path], items: int, limit_bytes: int) -> Iterator[list[Path]]:
@@ -205,8 +204,9 @@ async def read_stored(response: httpx.Response) -> Stored:
 
 def stored_of(answer: Any) -> Stored:
     """The outcome by ReferencedSOPSequence and FailedSOPSequence. An instance in both has failed."""
-    failed = {text_of(item, "00081155"): Failure(number_of(item, "00081197")) for item in values_of(answer, "00081198")}
-    stored = {text_of(item, "00081155") for item in values_of(answer, "00081199")}
+    failures, references = row.values(answer, "00081198"), row.values(answer, "00081199")
+    failed = {row.text(item, "00081155"): Failure(row.number(item, "00081197")) for item in failures}
+    stored = {row.text(item, "00081155") for item in references}
     failed.pop("", None)
     return Stored(stored - set(failed) - {""}, failed)
 

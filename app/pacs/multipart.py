@@ -7,6 +7,7 @@ closing delimiter is truncated, whatever came before.
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
@@ -68,7 +69,8 @@ class Reader:
         self._buffer = bytearray(b"\r\n")  # so that a delimiter at the very beginning is like any other
         self._events: list[Event] = []
         self._step = self._preamble  # each takes from the buffer; False: it needs more
-        self._count = 0  # bytes of this part, of the preamble or of the epilogue
+        self._outside = 0  # bytes before the first part and behind the last
+        self._inside = 0  # bytes of this part
         self._left = 0  # bytes to come of a part that told its length
 
     def feed(self, data: bytes) -> list[Event]:
@@ -86,7 +88,7 @@ class Reader:
 
     def _preamble(self) -> bool:
         skipped, found = self._to_delimiter()
-        self._counted(len(skipped), MARGIN_BYTES, "what is before the first part")
+        self._skip(len(skipped))
         return found
 
     def _head(self) -> bool:
@@ -103,13 +105,13 @@ class Reader:
         return True
 
     def _begin(self, length: str | None) -> None:
-        self._count = 0
+        self._inside = 0
         self._step = self._content
         if length is not None:
             if not re.fullmatch(r"[0-9]{1,15}", length):
                 raise PacsMalformed("multipart", "the Content-Length of a part is no number")
             self._left = int(length)
-            self._counted(self._left, self._part_bytes, "a part")
+            self._grow(self._left)
             self._step = self._sized
 
     def _sized(self) -> bool:
@@ -132,7 +134,7 @@ class Reader:
 
     def _content(self) -> bool:
         data, found = self._to_delimiter()
-        self._counted(len(data), self._part_bytes, "a part")
+        self._grow(len(data))
         if data:
             self._events.append(data)
         if found:
@@ -140,14 +142,19 @@ class Reader:
         return found
 
     def _epilogue(self) -> bool:
-        self._counted(len(self._buffer), MARGIN_BYTES, "what is behind the last part")
+        self._skip(len(self._buffer))
         self._buffer.clear()
         return False
 
-    def _counted(self, more: int, most: int, what: str) -> None:
-        self._count += more
-        if self._count > most:
-            raise PacsMalformed("too-large", f"{what} is longer than {most} bytes")
+    def _skip(self, count: int) -> None:
+        self._outside += count
+        if self._outside > MARGIN_BYTES:
+            raise PacsMalformed("multipart", f"more than {MARGIN_BYTES} bytes outside the parts")
+
+    def _grow(self, count: int) -> None:
+        self._inside += count
+        if self._inside > self._part_bytes:
+            raise PacsMalformed("too-large", f"a part is longer than {self._part_bytes} bytes")
 
     def _to_delimiter(self) -> tuple[bytes, bool]:
         """Takes what is surely no delimiter, and the delimiter itself where it is there whole."""
@@ -166,8 +173,7 @@ class Reader:
         data = self._take(at)
         del self._buffer[: end - at]
         self._step = self._epilogue if closing else self._head
-        if closing:
-            self.closed, self._count = True, 0
+        self.closed = closing
         return data
 
     def _take(self, count: int) -> bytes:
@@ -235,7 +241,7 @@ async def save_parts(pieces: AsyncIterable[bytes], reader: Reader, paths: Iterat
         async for piece in pieces:
             for event in reader.feed(piece):
                 if isinstance(event, Head):
-                    file = PartFile(next(paths))
+                    file = PartFile(_next(paths))
                 elif isinstance(event, bytes):
                     assert file is not None
                     await file.write(event)
@@ -247,6 +253,12 @@ async def save_parts(pieces: AsyncIterable[bytes], reader: Reader, paths: Iterat
     finally:
         if file is not None:
             file.discard()
+
+
+def _next(paths: Iterator[Path]) -> Path:
+    for path in paths:
+        return path
+    raise PacsMalformed("multipart", "more parts than were asked for")
 
 
 class Body:
@@ -267,7 +279,12 @@ class Body:
         for path, size in self._files:
             yield self._head(size)
             with path.open("rb") as file:
-                while data := await asyncio.to_thread(file.read, READ_BYTES):
+                left = size
+                while left:
+                    data = await asyncio.to_thread(file.read, min(left, READ_BYTES))
+                    if not data:
+                        raise OSError(errno.EIO, "a file became shorter while it was sent")
+                    left -= len(data)
                     yield data
             yield b"\r\n"
         yield self._tail

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +41,7 @@ class SeriesTags(SeriesRow):
 
     identifier: str
     stable: bool
-    sop_class: str = ""
-    manufacturer: str = ""
-    device_uids: tuple[str, ...] = ()  # DeviceUID of each item of ContributingEquipmentSequence
+    header: Mapping[str, Any]  # of one of its instances, by DICOM keyword
 
 
 class Orthanc:
@@ -55,39 +54,37 @@ class Orthanc:
         self._call = Caller(peer, client, observe)
 
     async def changes(self, since: int, limit: int) -> Changes:
-        """The entries after number `since`. `last` below `since` means that the PACS began anew."""
-        return _changes(await self._get("/changes", {"since": since, "limit": limit}))
+        """The entries after number `since`. Beyond the newest there are none, and no error: that a PACS has begun
+        anew is told by `last` alone."""
+        return changes_of(await self._get("/changes", {"since": since, "limit": limit}))
 
     async def last(self) -> int:
         """Number of the newest entry, 0 where there is none."""
-        return _changes(await self._get("/changes?last")).last
+        return changes_of(await self._get("/changes?last")).last
 
     async def series(self, identifier: str) -> SeriesTags:
         """What rules ask of one series, by Orthanc's identifier. Raises ValueError where it is none."""
         if not IDENTIFIER.fullmatch(identifier):
             raise ValueError("not an identifier of Orthanc")
-        series = _object(await self._get(f"/series/{identifier}"))
-        instances = series.get("Instances")
-        if not isinstance(instances, list):
-            raise PacsMalformed("json", "a series without a list of instances")
+        series = await self._get(f"/series/{identifier}")
+        instances = _list(_object(series).get("Instances"))
         if not instances or not IDENTIFIER.fullmatch(str(instances[0])):
             raise PacsGone()
-        tags = _object(await self._get(f"/instances/{instances[0]}/simplified-tags"))
-        return _series_tags(identifier, series, len(instances), tags)
+        return tags_of(identifier, series, await self._get(f"/instances/{instances[0]}/simplified-tags"))
 
     async def _get(self, path: str, params: dict[str, int] | None = None) -> Any:
         return await self._call.json("orthanc", self._base + path, list(params.items()) if params else None)
 
 
-def _series_tags(identifier: str, series: dict[str, Any], instances: int, tags: dict[str, Any]) -> SeriesTags:
+def tags_of(identifier: str, series: Any, tags: Any) -> SeriesTags:
+    """What two answers tell: Orthanc's of the series, and all tags of one instance. Raises PacsMalformed."""
     study, uid = _text(tags, "StudyInstanceUID"), _text(tags, "SeriesInstanceUID")
     if not (UID.fullmatch(study) and UID.fullmatch(uid)):
         raise PacsMalformed("json", "a series without valid UIDs")
     number = _text(tags, "SeriesNumber")
-    equipment = tags.get("ContributingEquipmentSequence")
     return SeriesTags(
         identifier=identifier,
-        stable=series.get("IsStable") is True,
+        stable=_object(series).get("IsStable") is True,
         study=study,
         series=uid,
         modality=_text(tags, "Modality"),
@@ -97,19 +94,18 @@ def _series_tags(identifier: str, series: dict[str, Any], instances: int, tags: 
         image_type=tuple(part.strip() for part in _text(tags, "ImageType").split("\\") if part),
         study_date=_text(tags, "StudyDate"),
         number=int(number) if re.fullmatch(r"-?[0-9]{1,11}", number) else None,
-        instances=instances,
-        sop_class=_text(tags, "SOPClassUID"),
-        manufacturer=_text(tags, "Manufacturer"),
-        device_uids=tuple(_text(item, "DeviceUID") for item in equipment) if isinstance(equipment, list) else (),
+        instances=len(_list(_object(series).get("Instances"))),
+        header=_object(tags),
     )
 
 
-def _changes(answer: Any) -> Changes:
+def changes_of(answer: Any) -> Changes:
+    """A page of the feed. Raises PacsMalformed."""
     page = _object(answer)
     try:
         entries = [Change(int(item["Seq"]), str(item["ChangeType"]), str(item["ID"])) for item in page["Changes"]]
         return Changes(entries, int(page["Last"]), bool(page["Done"]))
-    except (KeyError, TypeError, ValueError) as exc:
+    except (KeyError, TypeError, ValueError, OverflowError) as exc:
         raise PacsMalformed("json", "not a page of changes") from exc
 
 
@@ -117,6 +113,10 @@ def _object(answer: Any) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise PacsMalformed("json", "no object where an object was asked for")
     return answer
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _text(tags: Any, keyword: str) -> str:

@@ -46,15 +46,15 @@ PeerName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9_-]{0,30}
 class Peer(BaseModel):
     """One PACS. Files of credentials are read at each call, so that a change is taken up without a restart."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
 
     url: BaseUrl = Field(description="base of its DICOMweb service, before `/studies`")
     orthanc: BaseUrl | None = Field(default=None, description="base of Orthanc's own REST API: its feed of changes")
-    user: str | None = Field(default=None, min_length=1, description="basic authentication, with one of the passwords")
-    password: SecretStr | None = None
-    password_file: Path | None = None
+    user: str | None = Field(default=None, pattern="^[^:]+$", description="basic authentication, with a password")
+    password: SecretStr | None = Field(default=None, description="of that user")
+    password_file: Path | None = Field(default=None, description="file that holds it, read at each call")
     token: SecretStr | None = Field(default=None, description="bearer authentication")
-    token_file: Path | None = None
+    token_file: Path | None = Field(default=None, description="file that holds it, read at each call")
     ca_file: Path | None = Field(default=None, description="certificates to trust instead of the system's, PEM")
     connect_s: PositiveFloat = Field(default=5.0, description="to connect, TLS included")
     read_s: PositiveFloat = Field(default=60.0, description="between two pieces of an answer")
@@ -85,7 +85,10 @@ class Peer(BaseModel):
             pair = f"{self.user}:{_secret(self.password, self.password_file)}"
             return {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
         if self.token or self.token_file:
-            return {"Authorization": f"Bearer {_secret(self.token, self.token_file)}"}
+            token = _secret(self.token, self.token_file)
+            if not token.isascii():
+                raise PacsDenied("credentials")
+            return {"Authorization": f"Bearer {token}"}
         return {}
 
     def credential_mark(self) -> str:

@@ -19,6 +19,7 @@ from app.errors import (
     QueueFull,
     RangeRefused,
     RunFailed,
+    UploadStalled,
 )
 from app.problem import MEDIA_TYPE, body_of
 from app.schemas import PacsJobStatus, Problem
@@ -105,6 +106,7 @@ READY_PROBLEM = _problem("No worker or no model is ready", NotReady, "no worker 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: _problem("The body is not one image", InvalidBody, "the field 'file' is empty"),
     404: _problem("No such model", BundleNotFound, "no model 'denoise@9'; available: denoise@1"),
+    408: _problem("The body stopped coming", UploadStalled, "nothing of the body has come for 60 s; send it again"),
     413: _problem("Over a limit", ImageTooLarge, "the body is larger than the limit of 268435456 bytes"),
     415: _problem(
         "Not a format that is read here", UnknownFormat, "the file is none of DICOM, PNG, TIFF, JPEG and NPY"
@@ -142,7 +144,7 @@ JOB_ACCEPTED: dict[int | str, dict[str, Any]] = {
             "Retry-After": _header("seconds until it is worth looking again", "5"),
         },
     },
-    **{code: PROBLEMS[code] for code in (400, 404, 413, 415, 422, 429, 503)},
+    **{code: PROBLEMS[code] for code in (400, 404, 408, 413, 415, 422, 429, 503)},
     406: IMAGE_ANSWER[406],
     507: _DISK_FULL,
 }

@@ -32,7 +32,7 @@ async def exchange(
     service.check(job)
     with service.gate.enter(declared_bytes(request, limit, undeclared=limit), service.engine.full):
         start = time.perf_counter()
-        upload = await read_upload(request, limit)
+        upload = await read_upload(request, limit, service.settings.stall_s)
         receive_s = time.perf_counter() - start
         facts = request.scope["facts"] = {"request_bytes": len(upload.data), "receive_s": round(receive_s, 4)}
         result = await unless_gone(request.receive, work(job, upload))

@@ -175,7 +175,8 @@ async def _receive(request: Request, service: Service, jobs: JobEngine, asked: d
     async with jobs.folder.promise(id, declared_bytes(request, limit, undeclared=0)):
         try:
             path = await whole(asyncio.to_thread(lambda: private_file(jobs.folder.make(id) / INPUT)))
-            hint = await save_upload(request, limit, path, partial(jobs.folder.cover, id))
+            cover = partial(jobs.folder.cover, id)
+            hint = await save_upload(request, limit, service.settings.stall_s, path, cover)
             async with jobs.intake:
                 frames = await whole(asyncio.to_thread(_judge, path, hint, service, jobs, bundle, wanted))
         except BaseException:

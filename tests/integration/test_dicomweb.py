@@ -175,7 +175,10 @@ def test_changes_are_read_from_any_number(orthanc: TestOrthanc, ct_files: list[P
     rest = ask(peer, lambda api: api.changes(page.last, 100))
     assert {change.kind for change in page.entries + rest.entries} >= {"NewInstance", "NewSeries", "NewStudy"}
     assert rest.done
-    assert ask(peer, lambda api: api.last()) >= rest.last > before
+    newest = ask(peer, lambda api: api.last())
+    assert newest >= rest.last > before
+    beyond = ask(peer, lambda api: api.changes(newest + 1000, 10))  # as after a reset of the PACS: only `last` tells
+    assert (beyond.entries, beyond.done) == ([], True)
 
 
 def test_a_series_tells_its_tags(orthanc: TestOrthanc, ct_files: list[Path], tmp_path: Path) -> None:
@@ -186,9 +189,20 @@ def test_a_series_tells_its_tags(orthanc: TestOrthanc, ct_files: list[Path], tmp
     tags = ask(orthanc.peer(), lambda api: api.series(api_id))
     assert (tags.study, tags.series, tags.instances, tags.modality) == (study, series, 3, "CT")
     assert tags.image_type == ("ORIGINAL", "PRIMARY", "AXIAL", "HELIX")
-    assert tags.sop_class == "1.2.840.10008.5.1.4.1.1.2"
+    assert tags.header["SOPClassUID"] == "1.2.840.10008.5.1.4.1.1.2"
     with pytest.raises(PacsGone):
         ask(orthanc.peer(), lambda api: api.series("-".join(["01234567"] * 5)))
+    with pytest.raises(ValueError, match="identifier"):
+        ask(orthanc.peer(), lambda api: api.series("../instances"))
+
+
+def test_a_series_tells_what_made_it(orthanc: TestOrthanc, ct_files: list[Path], tmp_path: Path) -> None:
+    made_by = [pydicom.Dataset(), pydicom.Dataset()]
+    made_by[0].Manufacturer = "A"
+    made_by[1].DeviceUID = "2.25.7"
+    orthanc.upload([derive(ct_files[0], tmp_path, series := generate_uid(), ContributingEquipmentSequence=made_by)])
+    tags = ask(orthanc.peer(), lambda api: api.series(orthanc.find(series)[0]))
+    assert tags.header["ContributingEquipmentSequence"] == [{"Manufacturer": "A"}, {"DeviceUID": "2.25.7"}]
 
 
 async def fetch_until_killed(server: TestOrthanc, web: DicomWeb, study: str, series: str, folder: Path) -> list[Path]:
@@ -229,3 +243,28 @@ def test_a_pacs_killed_midway_loses_nothing(
 
     call(server.peer(retry_s=0.01), work)
     assert {names(path)[2]: path.read_bytes() for path in folder.iterdir()} == sent
+
+
+def test_a_pacs_killed_between_two_batches_ends_with_each_instance_once(
+    start_orthanc: Callable[..., TestOrthanc], ct_files: list[Path], tmp_path: Path
+) -> None:
+    server = start_orthanc()
+    study, series = names(ct_files[0])[0], generate_uid()
+    copies = [derive(path, tmp_path, series) for path in ct_files]
+    calls: list[str] = []
+
+    def kill_after_three(verb: str, outcome: str, seconds: float) -> None:
+        calls.append(outcome)
+        if len(calls) == 3:
+            server.kill()
+
+    peer = server.peer(stow_items=2, retries=0)
+    with pytest.raises(PacsUnavailable):
+        call(peer, lambda web: web.store(study, copies), kill_after_three)
+    assert calls[:3] == ["2xx"] * 3
+    assert len(calls) == 4
+    server.start()
+    assert len(call(peer, lambda web: collect(web.instances(study, series)))) == 6
+    assert call(peer, lambda web: web.store(study, copies)).stored == {path.stem for path in copies}
+    rows = call(peer, lambda web: collect(web.instances(study, series)))
+    assert sorted(row.sop_instance for row in rows) == sorted(path.stem for path in copies)

@@ -161,6 +161,23 @@ async def _after(start: bytes, body: Body) -> AsyncIterator[bytes]:
         yield chunk
 
 
+@pytest.mark.parametrize("path", ["/denoise", "/jobs?task=denoise"])
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "multipart/form-data; boundary=b"}])
+def test_a_body_that_stops_coming_is_given_up(
+    repository: Path, tmp_path: Path, picture: bytes, path: str, headers: dict[str, str]
+) -> None:
+    async def stalling() -> AsyncIterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nx'
+        await asyncio.Event().wait()
+
+    settings = {"stall_s": 0.05, "requests": 1, "jobs": tmp_path / "jobs", "job_free_bytes": 0}
+    with serving(repository, fast_for_8_bit=False, **settings) as client:
+        response = client.request("POST", path, content=stalling(), headers=headers)
+        assert (problem(response)["status"], response.headers["Connection"]) == (408, "close")
+        assert list(tmp_path.glob("jobs/files/*")) == []
+        assert client.post("/denoise", picture).status_code == 200
+
+
 def test_too_many_requests_are_told_when_to_come_back(repository: Path, picture: bytes) -> None:
     with serving(repository, requests=1, fast_for_8_bit=False) as client:
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 
@@ -12,11 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.admission import Usage
-from app.batching import Cancellation, Engine, Priority, QueueLimits
+from app.batching import Engine, Priority, QueueLimits
 from app.catalogue import Catalogue
 from app.errors import (
     BackendUnavailable,
-    Cancelled,
     DeadlineExceeded,
     NotReady,
     Quarantined,
@@ -24,6 +24,8 @@ from app.errors import (
     ServiceError,
     WorkerLost,
 )
+from app.quarantine import digest_of
+from app.work import WorkItem
 from app.workers import Load, WorkerDeathError
 from models.errors import BundleInvalid, BundleNotFound, OptionError
 from tests.scripted_worker import BAD, DEADLY, GOOD, Bench, Script, until
@@ -38,8 +40,8 @@ def test_an_answer_says_how_it_came_about(built_repository: Path, script: Script
             assert (answer.backend, answer.device, answer.precision) == ("onnx", "cpu", "fp32")
             assert (answer.batch_items, answer.attempts, answer.run_s) == (1, 1, 0.01)
             assert answer.queue_s >= 0
-            assert list(await bench.engine.run(item)) == ["restored"]
-            assert bench.recorder.outcomes == {"ok": 2}
+            assert list(answer.arrays) == ["restored"]
+            assert bench.recorder.outcomes == {"ok": 1}
 
     asyncio.run(main())
 
@@ -154,6 +156,27 @@ def test_an_input_that_ended_two_workers_is_never_run_again(built_repository: Pa
     asyncio.run(main())
 
 
+def test_large_inputs_are_compared_beside_the_event_loop(
+    built_repository: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+):
+    seen: set[int] = set()
+
+    def watched(item: WorkItem) -> str:
+        seen.add(threading.get_ident())
+        return digest_of(item)
+
+    async def main() -> None:
+        monkeypatch.setattr("app.quarantine.digest_of", watched)
+        async with Bench(built_repository) as bench:
+            for error in (WorkerLost, Quarantined):
+                with pytest.raises(error):
+                    await bench.engine.submit(bench.item(1, kind=DEADLY, side=512))
+            assert seen
+            assert threading.get_ident() not in seen
+
+    asyncio.run(main())
+
+
 def test_a_failed_batch_is_tried_item_by_item(built_repository: Path, script: Script):
     async def main() -> None:
         async with Bench(built_repository, batch_items={"fp32": 8}) as bench:
@@ -190,24 +213,19 @@ def test_a_deadly_item_is_given_up_after_two_workers_and_takes_no_other_along(bu
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("how", ["token", "task"])
-def test_what_is_withdrawn_while_it_waits_never_runs(built_repository: Path, script: Script, how: str):
+def test_what_is_withdrawn_while_it_waits_never_runs(built_repository: Path, script: Script):
     async def main() -> None:
         async with Bench(built_repository) as bench:
             script.gate.clear()
             first = bench.submit(0)
             await until(lambda: script.runs == [[0]])
-            request = Cancellation()
-            tasks = bench.submit(1, 2, cancellation=request)
+            tasks = bench.submit(1, 2)
             last = bench.submit(3)
             await until(lambda: bench.engine.queued_items == 3)
-            if how == "token":
-                request.cancel()
-            else:
-                for task in tasks:
-                    task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-            assert [type(result) for result in results] == 2 * [Cancelled if how == "token" else asyncio.CancelledError]
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            assert all(task.cancelled() for task in tasks)
             assert bench.engine.queued_items == 1
             script.gate.set()
             await asyncio.gather(*first, *last)
@@ -223,14 +241,12 @@ def test_what_is_withdrawn_while_it_runs_is_answered_at_once_and_its_result_drop
     async def main() -> None:
         async with Bench(built_repository) as bench:
             script.gate.clear()
-            request = Cancellation()
-            tasks = bench.submit(0, cancellation=request)
+            [task] = bench.submit(0)
             await until(lambda: script.runs == [[0]])
-            request.cancel()
-            with pytest.raises(Cancelled):
-                await tasks[0]
-            with pytest.raises(Cancelled):
-                await bench.engine.submit(bench.item(cancellation=request))
+            task.cancel()
+            await asyncio.wait({task})
+            assert task.cancelled()
+            assert bench.recorder.outcomes == {"cancelled": 1}
             script.gate.set()
             await asyncio.gather(*bench.submit(1))
             assert script.runs == [[0], [1]]
@@ -329,6 +345,61 @@ def test_a_bundle_that_fails_its_self_test_is_not_served(built_repository: Path,
             assert [bundle.reference for bundle in bench.catalogue.bundles] == ["tiny@1"]
             assert "0.5 off" in bench.catalogue.broken["tiny-x2@1"]
             assert bench.engine.ready
+
+    asyncio.run(main())
+
+
+def test_what_one_device_lacks_another_does(built_repository: Path, script: Script):
+    async def main() -> None:
+        script.lacking = {("cuda:0", "fp32"), ("cpu", "bf16")}
+        async with Bench(built_repository, devices=("cpu", "cuda:0"), preload=("bf16", "fp32")) as bench:
+            await until(lambda: all(worker.state == "idle" for worker in bench.engine.workers))
+            for precision, device in (("fp32", "cpu"), ("bf16", "cuda:0")):
+                answers = await asyncio.gather(*bench.submit(1, 2, 3, precision=precision))
+                assert {answer.device for answer in answers} == {device}
+
+    asyncio.run(main())
+
+
+def test_what_a_device_turns_out_to_lack_goes_to_another(built_repository: Path, script: Script):
+    async def main() -> None:
+        script.lacking = {("cuda:0", "bf16")}
+        async with Bench(built_repository, devices=("cpu", "cuda:0")) as bench:
+            await until(lambda: all(worker.state == "idle" for worker in bench.engine.workers))
+            for _ in range(8):
+                answers = await asyncio.gather(*bench.submit(1, 2, 3, 4, precision="bf16"))
+                assert {answer.device for answer in answers} == {"cpu"}
+            assert bench.engine.supports(bench.catalogue.by_digest(bench.digest), "bf16")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("devices", [("cpu", "cuda:0"), ("cuda:0", "cpu")])
+def test_a_device_that_is_not_there_costs_the_others_nothing(
+    built_repository: Path, script: Script, devices: tuple[str, str]
+):
+    async def main() -> None:
+        script.lacking = {("cuda:0", "fp32")}
+        async with Bench(built_repository, devices=devices) as bench:
+            await until(lambda: {worker.state for worker in bench.engine.workers} == {"idle", "failed"})
+            answers = await asyncio.gather(*bench.submit(1, 2, 3))
+            assert {answer.device for answer in answers} == {"cpu"}
+            script.lacking = {("cpu", "bf16")}  # nobody has it, now that the other is gone
+            with pytest.raises(BackendUnavailable, match="no bf16 on cpu"):
+                await bench.engine.submit(bench.item(precision="bf16"))
+            assert not bench.engine.supports(bench.catalogue.by_digest(bench.digest), "bf16")
+
+    asyncio.run(main())
+
+
+def test_what_no_device_has_is_refused(built_repository: Path, script: Script):
+    async def main() -> None:
+        script.lacking = {("cpu", "bf16"), ("cuda:0", "bf16")}
+        async with Bench(built_repository, devices=("cpu", "cuda:0")) as bench:
+            await until(lambda: all(worker.state == "idle" for worker in bench.engine.workers))
+            results = await asyncio.gather(*bench.submit(1, 2, 3, precision="bf16"), return_exceptions=True)
+            assert {type(result) for result in results} == {BackendUnavailable}
+            assert not bench.engine.supports(bench.catalogue.by_digest(bench.digest), "bf16")
 
     asyncio.run(main())
 
@@ -459,7 +530,7 @@ def test_two_workers_share_the_queue(built_repository: Path, script: Script):
 
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["submit", "submit", "submit", "pause", "cancel", "cancel_task", "hold", "release"]),
+        st.sampled_from(["submit", "submit", "submit", "pause", "cancel", "hold", "release"]),
         st.sampled_from([GOOD, GOOD, GOOD, BAD, DEADLY]),
         st.sampled_from([8, 16]),
         st.sampled_from(Priority),
@@ -480,19 +551,14 @@ def test_whatever_happens_every_item_is_completed_exactly_once(
         limits = QueueLimits(items=8)
         config = {"batch_items": {"fp32": batch}, "devices": ("cpu",) * workers, "limits": limits}
         accepted: list[asyncio.Task] = []
-        tokens: list[Cancellation] = []
         tags: list[int] = []
         async with Bench(built_repository, **config) as bench:
             for tag, (step, kind, side, priority, left) in enumerate(steps):
                 if step == "submit":
-                    tokens.append(Cancellation())
                     tags.append(tag)
                     deadline = None if left is None else time.monotonic() + left
-                    options = {"side": side, "priority": priority, "deadline": deadline, "cancellation": tokens[-1]}
-                    accepted += bench.submit(tag, kind=kind, **options)
-                elif step == "cancel" and tokens:
-                    tokens[tag % len(tokens)].cancel()
-                elif step == "cancel_task" and accepted:
+                    accepted += bench.submit(tag, kind=kind, side=side, priority=priority, deadline=deadline)
+                elif step == "cancel" and accepted:
                     accepted[tag % len(accepted)].cancel()
                 elif step in ("hold", "release"):
                     (script.gate.clear if step == "hold" else script.gate.set)()

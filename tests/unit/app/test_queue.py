@@ -10,7 +10,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from app.admission import Drain, Paces, QueueLimits, Room, Usage
 from app.queue import Entry, WorkQueue
-from app.work import Cancellation, Priority, WorkItem
+from app.work import Priority, WorkItem
 
 
 def item(side: int = 8, **options) -> WorkItem:
@@ -82,11 +82,18 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(items=st.integers(1, 5), pixels=st.integers(1, 1000))
     def cut(self, items: int, pixels: int) -> None:
-        batch = self.queue.cut(items, pixels)
-        assert bool(batch) == bool(self.model)
-        if batch:
+        head = self.queue.head()
+        assert (head is None) == (not self.model)
+        if head is not None:
+            batch = self.queue.cut(head, items, pixels)
             self.check_batch(batch, items, pixels)
-        self.model = [entry for entry in self.model if entry not in batch]
+            self.model = [entry for entry in self.model if entry not in batch]
+
+    @rule(precision=st.sampled_from(["fp32", "bf16"]))
+    def head_of(self, precision: str) -> None:
+        fitting = [entry for entry in self.model if entry.item.precision == precision]
+        expected = min(fitting, key=lambda entry: (entry.due, entry.order), default=None)
+        assert self.queue.head(lambda entry: entry.item.precision == precision) is expected
 
     def check_batch(self, batch: list[Entry], items: int, pixels: int) -> None:
         def rank(entry: Entry) -> tuple[float, int]:
@@ -180,18 +187,6 @@ def test_the_backlog_is_what_the_open_requests_still_need():
     second.spent_s = 3.0
     second.complete()
     assert room.paces.seconds_for("a", 1_000_000) == pytest.approx(3.9 / 1.9)
-
-
-def test_cancellation_tells_each_listener_once():
-    cancellation, heard = Cancellation(), []
-    cancellation.subscribe("a", lambda: heard.append("a"))
-    cancellation.subscribe("b", lambda: heard.append("b"))
-    cancellation.unsubscribe("b")
-    cancellation.cancel()
-    cancellation.cancel()
-    cancellation.subscribe("late", lambda: heard.append("late"))
-    assert heard == ["a", "late"]
-    assert cancellation.cancelled
 
 
 def test_the_drain_is_measured_while_there_is_work_alone():

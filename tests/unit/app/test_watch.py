@@ -52,6 +52,25 @@ def test_nothing_new_costs_no_reading(repository: Path, script: Script, monkeypa
     watching(repository, work)
 
 
+def test_a_new_version_serves_where_it_can(repository: Path, script: Script):
+    async def work(bench: Bench, watch: Watch) -> None:
+        await until(lambda: all(worker.state == "idle" for worker in bench.engine.workers))
+        script.lacking = {("cuda:0", "fp32")}  # for what is loaded from now on
+        x2(repository, "2")
+        await watch.poll()
+        newest = bench.catalogue.lookup("tiny-x2", "superresolve", 2)
+        assert newest.reference == "tiny-x2@2"
+        answers = await asyncio.gather(*bench.submit(1, 2, 3, 4, digest=newest.digest))
+        assert {answer.device for answer in answers} == {"cpu"}
+        script.lacking = {("cuda:0", "fp32"), ("cpu", "fp32")}
+        x2(repository, "3")
+        await watch.poll()
+        assert "no fp32 on" in bench.catalogue.broken["tiny-x2@3"]
+        assert bench.recorder.changes == ["offered", "default", "refused"]
+
+    watching(repository, work, devices=("cpu", "cuda:0"))
+
+
 def test_a_new_version_serves_once_every_worker_holds_it(repository: Path, script: Script):
     async def work(bench: Bench, watch: Watch) -> None:
         digest = bench.digest

@@ -84,9 +84,9 @@ def test_an_item_gives_the_same_bytes_alone_and_among_others(built_repository: P
                 digest, "restore", {"image": x, "parameters": parameters, "strength": np.ones(1, np.float32)}
             )
 
-        alone = await engine.run(one(0))
-        crowd = await asyncio.gather(*(engine.run(one(seed)) for seed in rng.permutation(12)))
-        matching = [a for a in crowd if a["restored"].tobytes() == alone["restored"].tobytes()]
+        alone = (await engine.submit(one(0))).arrays
+        crowd = await asyncio.gather(*(engine.submit(one(seed)) for seed in rng.permutation(12)))
+        matching = [a.arrays for a in crowd if a.arrays["restored"].tobytes() == alone["restored"].tobytes()]
         assert len(matching) == 1
         assert matching[0]["noise"].tobytes() == alone["noise"].tobytes()
 
@@ -179,7 +179,7 @@ def test_bad_bundles_are_refused_by_the_worker_and_the_good_one_is_served(reposi
         assert "does not load" in catalogue.broken["tiny-x2@1"]
         x = np.full((1, 1, 8, 8), 0.5, np.float32)
         digest = catalogue.lookup("tiny", "denoise").digest
-        answer = await engine.run(WorkItem(digest, "estimate", {"image": x}))
+        answer = (await engine.submit(WorkItem(digest, "estimate", {"image": x}))).arrays
         np.testing.assert_array_equal(answer["parameters"], 0)
 
     started(repository, work)
