@@ -19,13 +19,13 @@ from models.imaging.dicom.overlay import magnify_overlays
 from models.imaging.dicom.tree import children, walk
 
 _MOST = 65_535  # Rows and Columns are US
-_SPACINGS = (
+SPACINGS = (
     "PixelSpacing",
     "ImagerPixelSpacing",
     "NominalScannedPixelSpacing",
     "ObjectPixelSpacingInCenterOfBeam",
 )
-_SHAPES = ("Shutter", "Collimator", "ExposureControlSensingRegion")  # C.7.6.11, C.8.7.3, C.8.19.6
+SHAPES = ("Shutter", "Collimator", "ExposureControlSensingRegion")  # C.7.6.11, C.8.7.3, C.8.19.6
 _REGION_POINTS = (  # zero-based pixels of an ultrasound region (C.8.5.5)
     "DopplerSampleVolumeXPosition",
     "DopplerSampleVolumeYPosition",
@@ -104,14 +104,14 @@ def _decimals(values: list[float]) -> list[DSfloat]:
 
 
 def _divide_spacings(level: Dataset, scale: int) -> None:
-    for keyword in _SPACINGS:
+    for keyword in SPACINGS:
         if level.get(keyword):
             level[keyword].value = _decimals([float(v) / scale for v in level[keyword].value])
 
 
 def _magnify_shapes(level: Dataset, scale: int) -> None:
     """Shutters, collimators and sensing regions: pixel numbers that start at 1, row before column."""
-    for shape in _SHAPES:
+    for shape in SHAPES:
         edges = {
             f"{shape}LeftVerticalEdge": _first,
             f"{shape}UpperHorizontalEdge": _first,

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from app.main import default_models, engine_config
 from app.settings import SHIPPED_BUNDLES, Settings, table
 from models.imaging.image import Limits
+from models.imaging.policy import Policy
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +94,12 @@ def test_the_table_names_every_setting_and_no_path_of_this_machine() -> None:
     text = table()
     assert all(f"`{name}`" in text for name in Settings.model_fields)
     assert str(SHIPPED_BUNDLES.parent) not in text
+
+
+def test_the_policy_is_that_of_the_dicom_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().policy == Policy()
+    Path("medrestore.toml").write_text('dicom_image_type = "PRIMARY"\ndicom_qualification = "SERVICE"\n')
+    monkeypatch.setenv("MEDRESTORE_DICOM_PRIVATE_CREATORS", '["VENDOR A", "VENDOR B"]')
+    assert Settings(dicom_number_offset=5).policy == Policy("PRIMARY", 5, "SERVICE", ("VENDOR A", "VENDOR B"))
+    with pytest.raises(ValidationError, match="dicom_private_creators"):
+        Settings(dicom_private_creators=[" "])

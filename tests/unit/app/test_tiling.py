@@ -151,3 +151,19 @@ def test_only_the_window_of_tiles_is_held() -> None:
     run(image_of(noisy(1, 300, 300, 1)), runner)
     assert runner.most == 3
     assert len(runner.calls) > 10
+
+
+def test_tiles_are_part_of_a_restoration_only_where_they_change_it() -> None:
+    image = image_of(noisy(1, 100, 90, 1))
+    roomy, tight = Tiling(BUDGET), Tiling(20 * 20 * 100)
+    assert roomy.plan(EXACT, 100, 90) != tight.plan(EXACT, 100, 90)
+    assert roomy.mark(EXACT, image, "fp32") == tight.mark(EXACT, image, "fp32") == ""
+    assert roomy.mark(EXACT, image, "bf16") != tight.mark(EXACT, image, "bf16")  # rounding differs with the shape
+    assert roomy.mark(FIXED, image, "fp32") == tight.mark(FIXED, image, "fp32") != ""  # the tile is the model's own
+    assert roomy.mark(FIXED, image_of(noisy(1, 20, 20, 1)), "fp32") != roomy.mark(FIXED, image, "fp32")
+
+
+@pytest.mark.parametrize("bundle", [EXACT, FIXED])
+def test_the_derivation_tells_the_tiles(bundle: Bundle) -> None:
+    image, runner = image_of(noisy(1, 70, 70, 1)), Smoother()
+    assert run(image, runner, bundle).derivation.tiles == runner.tiling.mark(bundle, image, "fp32")

@@ -230,6 +230,14 @@ def test_enhanced_objects_record_each_frame() -> None:
     assert instance.ReferencedSOPInstanceUID == source.SOPInstanceUID
 
 
+def test_each_study_is_evidence_once() -> None:
+    first = encode_dicom(decode_dicom(file_of(enhanced())), DENOISE)
+    derived = derive(first, superresolve(2))
+    (study,) = derived.SourceImageEvidenceSequence
+    expected = [read(file_of(enhanced())).SeriesInstanceUID, read(first).SeriesInstanceUID]
+    assert [series.SeriesInstanceUID for series in study.ReferencedSeriesSequence] == expected
+
+
 def test_a_shared_derivation_macro_moves_to_the_frames() -> None:
     dataset = enhanced()
     earlier = Dataset()
