@@ -30,6 +30,7 @@ from tests.benchmarks.bare import Bare
 from tests.benchmarks.jobs import Memory, events
 from tests.dicom_objects import dataset_of, file_of
 from tests.e2e.server import Server
+from tests.integration.client import npy
 from tests.orthanc import TestOrthanc
 from tests.tiny_bundle import seal, write_tiny
 
@@ -38,11 +39,16 @@ SAMPLES = 8  # slices of the bare loop
 MIB = 2**20
 
 
-def slice_of(index: int, side: int) -> bytes:
-    """A CT slice of smooth shapes and noise."""
+def pixels_of(index: int, side: int) -> np.ndarray[Any, Any]:
+    """Smooth shapes and noise, HU."""
     x = np.linspace(0, 6 * np.pi, side)
     clean = 400 * np.sin(x + index / 50)[:, None] * np.cos(x)
-    pixels = (clean + np.random.default_rng(index).normal(0, 40, clean.shape)).astype(np.int16)
+    return (clean + np.random.default_rng(index).normal(0, 40, clean.shape)).astype(np.int16)
+
+
+def slice_of(index: int, side: int) -> bytes:
+    """A CT slice."""
+    pixels = pixels_of(index, side)
     attributes = {"StudyInstanceUID": STUDY, "SeriesInstanceUID": SERIES, "SOPInstanceUID": f"{SERIES}.{index + 1}"}
     rescale = {"RescaleSlope": 1, "RescaleIntercept": 0, "RescaleType": "HU"}
     return file_of(dataset_of(pixels, InstanceNumber=index + 1, **attributes, **rescale))
@@ -79,7 +85,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         write_tiny(folder / "bundles")
         seal(folder / "bundles" / "tiny" / "1", tiles=[(64, 64), (256, 256), (512, 512)])
     bundle = find_bundle(repository, options.model)
-    bare = Bare(bundle, [slice_of(index, options.side) for index in range(SAMPLES)])
+    bare = Bare(bundle, [npy(pixels_of(index, options.side)) for index in range(SAMPLES)])  # no codec in the loop
     costs = [bare.network().wall_s]
     orthanc = TestOrthanc(Path(os.environ["MEDRESTORE_SHARED"]), folder / "orthanc")
     server = None
