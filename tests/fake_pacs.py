@@ -1,4 +1,4 @@
-"""A PACS in memory, spoken to through httpx's transport: DICOMweb as Orthanc answers it, and whatever a test scripts."""
+"""A PACS in memory, reached through the transport of httpx: DICOMweb as Orthanc answers it, and what a test scripts."""
 
 from __future__ import annotations
 

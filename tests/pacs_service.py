@@ -60,7 +60,8 @@ def wait(client: Client, id: str, wanted: Callable[[dict[str, Any]], bool] | str
     async def look() -> dict[str, Any]:
         stop = time.monotonic() + END_S
         while not right(job := (await client.send("GET", f"/pacs/jobs/{id}")).json()):
-            assert time.monotonic() < stop and (wanted is None or job["state"] not in ENDS), job
+            assert time.monotonic() < stop, job
+            assert callable(wanted) or wanted is None or job["state"] not in ENDS, job
             await asyncio.sleep(0.02)
         return dict(job)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from importlib import import_module
 
 from app.catalogue import Catalogue
 from app.errors import JobNotFound, JobsUnavailable, PacsOff
@@ -270,6 +271,8 @@ async def connected(peers: Mapping[str, Peer], observe: Observe) -> AsyncIterato
     """Connections to every PACS of the settings, inside the `async with` block."""
     async with AsyncExitStack() as stack:
         connections = {}
+        if peers:  # now, by one thread: two that import it at once may each see half of it
+            await asyncio.to_thread(import_module, "models.imaging.dicom.label")
         for name, peer in peers.items():
             client = await stack.enter_async_context(await asyncio.to_thread(open_client, peer))
             connections[name] = Connection(peer, DicomWeb(peer, client, observe))

@@ -63,14 +63,15 @@ class Instances:
         What was derived otherwise before (by another runtime, say) is pending again.
         """
         with self._changing() as connection:
-            (count,) = connection.execute("SELECT count(*) FROM pacs_instance WHERE job = ?", (job,)).fetchone()
+            numbers = "SELECT count(*), ifnull(max(position) + 1, 0) FROM pacs_instance WHERE job = ?"
+            count, position = connection.execute(numbers, (job,)).fetchone()
             connection.executemany(
                 "INSERT INTO pacs_instance (job, source, position, derived, state, reason) VALUES (?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET derived = excluded.derived, state = excluded.state, "
                 "reason = excluded.reason, digest = NULL WHERE excluded.derived NOT IN (derived, '')",
-                [(job, i.source, count + n, i.derived, i.state, i.reason) for n, i in enumerate(found)],
+                [(job, i.source, position + n, i.derived, i.state, i.reason) for n, i in enumerate(found)],
             )
-            (after,) = connection.execute("SELECT count(*) FROM pacs_instance WHERE job = ?", (job,)).fetchone()
+            after, _ = connection.execute(numbers, (job,)).fetchone()
             return int(after - count)
 
     def settle(self, job: str, changed: Sequence[Instance]) -> None:
