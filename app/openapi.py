@@ -43,7 +43,7 @@ def _as_problems(schema: dict[str, Any]) -> dict[str, Any]:
     for operations in schema["paths"].values():
         for operation in operations.values():
             for status, response in operation["responses"].items():
-                if status >= "400":
+                if status >= "400" and MEDIA_TYPE in response["content"]:  # the failures of STOW are DICOM JSON
                     response["content"][MEDIA_TYPE] |= response["content"].pop("application/json")
     return schema
 

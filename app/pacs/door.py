@@ -174,6 +174,7 @@ class Door:
         door = self.rules()
         try:
             head = read_head(path, self._settings.limit_bytes)
+            kind = kind_of(head.attributes)
         except ImageError as error:
             return Judgement(
                 None, OUT_OF_RESOURCES if isinstance(error, ImageTooLarge) else CANNOT_UNDERSTAND, "damaged"
@@ -182,7 +183,6 @@ class Door:
             return Judgement(head, OTHER_STUDY, "other_study")
         if door.originals:
             return Judgement(head, None, None)
-        kind = kind_of(head.attributes)
         if kind.name != "image":
             unfit = kind.name in ("report", "unsupported")
             return Judgement(head, CLASS_NOT_SUPPORTED if unfit else NOT_TAKEN, kind.name)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def kind_of(header: Mapping[str, Any]) -> Kind:
-    """See `models.imaging.dicom.kind_of`."""
+    """See `models.imaging.dicom.kind_of`. Raises CorruptImage for what is no header."""
     from models.imaging.dicom import kind_of
 
     return kind_of(header)

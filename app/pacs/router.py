@@ -25,7 +25,7 @@ from app.pacs.header import kind_of
 from app.pacs.report import FeedStatus
 from app.pacs.rule import Route, Work
 from app.pacs.rulebook import Rulebook
-from models.errors import MedRestoreError
+from models.errors import ImageError, MedRestoreError
 
 BACKOFF_S, BACKOFF_MOST_S = 1.0, 60.0
 LATER = (QueueFull, NotReady, DiskFull, JobsUnavailable)  # the service's own troubles: the series waits for them
@@ -160,7 +160,11 @@ class Router:
 
     async def _take(self, pacs: str, candidate: Candidate) -> None:
         """Has a series restored, where a route says so. Raises MedRestoreError where that must wait."""
-        verdict = await self.judge(pacs, candidate)
+        try:
+            verdict = await self.judge(pacs, candidate)
+        except ImageError:
+            self._book(pacs, "unreadable")
+            return
         if verdict.route is None:
             self._book(pacs, verdict.decision)
             return

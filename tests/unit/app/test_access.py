@@ -83,6 +83,7 @@ def test_each_row_needs_what_it_says() -> None:
     assert {row: scope_of(need) for row, need in TABLE.items() if scope_of(need)} == {
         "/metrics": Scope.ADMIN,
         **dict.fromkeys(("/denoise", "/superresolve", "/analyze", "/jobs", "/v2"), Scope.RESTORE),
+        "/pacs/route": Scope.ADMIN,
         **dict.fromkeys(("/pacs", "/pacs/events", "/dicomweb"), Scope.PACS),
     }
 

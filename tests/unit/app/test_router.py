@@ -355,12 +355,14 @@ async def test_a_series_that_is_gone_or_cannot_be_read_is_left_out(bench: Bench,
     monkeypatch.setattr("app.pacs.router.BACKOFF_S", 0.001)
     async with bench.routing():
         await begun(bench)
+        bench.orthanc.add(4, ContributingEquipmentSequence=["no item", 5])
+        bench.orthanc.change("StableSeries", "no identifier")
         bench.orthanc.broken.add(bench.orthanc.add(1))
         del bench.orthanc.headers[bench.orthanc.add(2)]
         bench.orthanc.add(3)
         await until(lambda: bench.jobs)
     assert bench.jobs == [("main", "1.2.3")]
-    assert bench.decisions == {"unreadable": 1, "gone": 1, "taken": 1}
+    assert bench.decisions == {"unreadable": 3, "gone": 1, "taken": 1}
 
 
 @run
