@@ -42,7 +42,10 @@ class CallFailed(MedRestoreError):
 def main(argv: Sequence[str]) -> int:
     """Runs one command and returns the exit status. Raises OptionError, CallFailed."""
     arguments = build_parser().parse_args(argv)
-    return int(arguments.run(arguments))
+    try:
+        return int(arguments.run(arguments))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CallFailed("the answer has another form than expected: is the service of another version?") from error
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -129,13 +132,15 @@ def show_routes(arguments: argparse.Namespace) -> int:
 def connected(arguments: argparse.Namespace) -> Iterator[httpx.Client]:
     """A client of the service. Raises OptionError for a key that cannot be used, CallFailed where nothing answers."""
     url = arguments.url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+    if not url.startswith(("http://", "https://")):
+        raise OptionError(f"--url {url}: must begin with http:// or https://")
     key = key_of(arguments)
     timeout = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
     try:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         with httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=timeout, trust_env=False) as client:
             yield client
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+    except httpx.InvalidURL as error:
         raise OptionError(f"--url {url}: {error}") from error
     except httpx.TransportError as error:
         raise CallFailed(f"nothing answers at {url} ({type(error).__name__}): is the service running?") from error

@@ -35,7 +35,7 @@ from app.pacs.rule import Door as DoorRules
 from app.pacs.rule import Work
 from app.pacs.rulebook import Rulebook
 from app.settings import Settings
-from models.errors import CorruptImage, ImageError, ImageTooLarge, MedRestoreError, UnsupportedImage
+from models.errors import CorruptImage, ImageError, ImageTooLarge, MedRestoreError, OptionError, UnsupportedImage
 from models.imaging.frames import open_frames
 
 if TYPE_CHECKING:
@@ -137,20 +137,23 @@ class Door:
         Raises JobsUnavailable, DiskFull, OSError.
         """
         self.rules()
-        folder = await asyncio.to_thread(self._make, f"{kind}-{self._jobs.new_id()}")
-        transfer = Transfer(self, folder, self._jobs.folder)
-        await transfer.reserve()
-        self._open[folder.name] = transfer
+        transfer = Transfer(self, self._spool / f"{kind}-{self._jobs.new_id()}", self._jobs.folder)
+        self._open[transfer.folder.name] = transfer  # first, lest `sweep` take it for one that was left behind
+        try:
+            await asyncio.to_thread(self._make, transfer.folder)
+            await transfer.reserve()
+        except BaseException:
+            await self.discard(transfer.folder)
+            raise
         return transfer
 
     def incoming(self) -> Path:
         """A folder for files that are still being received; empties it."""
         shutil.rmtree(self._spool / INCOMING, ignore_errors=True)
-        return self._make(INCOMING)
+        return self._make(self._spool / INCOMING)
 
-    def _make(self, name: str) -> Path:
+    def _make(self, folder: Path) -> Path:
         self._spool.mkdir(PRIVATE_FOLDER, exist_ok=True)
-        folder = self._spool / name
         folder.mkdir(PRIVATE_FOLDER)
         return folder
 
@@ -234,7 +237,8 @@ class Door:
             if work is None and not door.originals:  # fewer instances than the rule asks for, or other rules by now
                 event("series not taken at the door", logging.WARNING, instances=len(series.files))
                 continue
-            ids.append(await self._submit(folder, series, door, work))
+            if not await self._submitted(key := f"door\n{folder.name} {series.candidate.series}"):
+                ids.append(await self._submit(key, series, door, work))
         await self.discard(folder)
         return ids
 
@@ -273,7 +277,14 @@ class Door:
     def _left(self) -> list[Path]:
         return sorted(folder for folder in self._spool.glob("*") if folder.name != INCOMING)
 
-    async def _submit(self, folder: Path, series: Series, door: DoorRules, work: Work | None) -> str:
+    async def _submitted(self, key: str) -> bool:
+        """Whether the job of a series was made before a death of the service, by whatever rules."""
+        try:
+            return await self._jobs.known(key, KIND, {}) is not None
+        except OptionError:  # its parameters are others, of course
+            return True
+
+    async def _submit(self, key: str, series: Series, door: DoorRules, work: Work | None) -> str:
         """Queues the job of one series, whose files stay in the spool too."""
         self._jobs.check()
         id = self._jobs.new_id()
@@ -281,7 +292,6 @@ class Door:
         try:
             await whole(asyncio.to_thread(_link, series.files, target))
             delivery = self._delivery(series.candidate, door, work)
-            key = f"door\n{folder.name} {series.candidate.series}"
             job = await self._jobs.submit(id, KIND, asdict(delivery), len(series.files), key)
         except BaseException:
             await whole(asyncio.to_thread(self._jobs.folder.delete, id))

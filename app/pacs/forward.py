@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from app.errors import Quarantined, RunFailed
 from app.jobs.engine import Blocked, Run
 from app.jobs.folder import PRIVATE_FOLDER, JobFolder
+from app.noise import together
 from app.offload import whole
 from app.pacs.dicomweb import Stored, batches
 from app.pacs.errors import PacsRefused, PacsUnavailable
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from models.imaging.dicom import Head
 
 KIND = "door"
+COMPRESSED = 4  # times that an instance grows when it is decompressed, about
 WIDTH = 4  # instances being restored at one time
 OUT, REFUSED = "derived", "refused"  # folders in the job's
 
@@ -74,7 +76,9 @@ class DoorHandler:
             raise Blocked(OptionError("the job's PACS is not in the settings any more"))
         with translated(run, self._service.settings.pacs_give_up_s):
             maker = self._maker(run, delivery)
-            return await _Forwarding(run, delivery, connection, maker, self._service.settings.limit_bytes).work()
+            forwarding = _Forwarding(run, delivery, connection, maker, self._service.settings.limit_bytes)
+            async with self._folder.promise(run.id, await asyncio.to_thread(forwarding.bytes_needed)):
+                return await forwarding.work()
 
     def _maker(self, run: Run, delivery: Delivery) -> Maker | None:
         if delivery.order is None:
@@ -101,6 +105,12 @@ class _Forwarding:
         self._out, self._refused = run.folder / OUT, run.folder / REFUSED
         self._busy = False  # the PACS could not take something now
         self._room = asyncio.Semaphore(WIDTH)
+
+    def bytes_needed(self) -> int:
+        """Of the job's folder at most: what is there, and one batch of what is made of it."""
+        held = sum(path.stat().st_size for path in self._run.folder.rglob("*.dcm"))
+        scale = self._delivery.order["scale"] if self._delivery.order else 1
+        return held + int(COMPRESSED * self._peer.stow_bytes * scale**2)
 
     async def work(self) -> dict[str, Any]:
         """Raises PacsError, and what ends the job."""
@@ -137,7 +147,7 @@ class _Forwarding:
         if self._delivery.originals:
             told = await self._web.store(self._delivery.study, batch)
             verdicts = [verdict(told, head.sop_instance) for head in heads]
-        made = await asyncio.gather(*(self._make(path, head) for path, head in zip(batch, heads, strict=True)))
+        made = await together([self._make(path, head) for path, head in zip(batch, heads, strict=True)])
         files = [self._out / path.name for path, uid in zip(batch, made, strict=True) if isinstance(uid, str)]
         told = await self._web.store(self._delivery.study, files) if files else Stored()
         for path, before, found in zip(batch, verdicts, made, strict=True):

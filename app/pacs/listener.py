@@ -19,6 +19,7 @@ from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from app.errors import BackendUnavailable
 from app.log import event, places
@@ -42,6 +43,7 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self._transfers: dict[Any, Transfer] = {}  # by association; each is used by its own thread alone
         self._received: dict[Any, int] = {}  # bytes of the message under way
+        self._over: WeakSet[Any] = WeakSet()  # associations whose connection is closed
         self._lock = threading.Lock()
         self._server: Any = None
 
@@ -106,10 +108,8 @@ class Listener:
 
     def _keep(self, received: Any) -> int:
         incoming = Path(received.dataset_path)
-        transfer = self._transfers.get(received.assoc)
-        if transfer is None:
-            transfer = self._transfers[received.assoc] = self._ask(self._door.begin("dimse"))
-        if transfer.count == self._settings.door_instances:
+        transfer = self._transfer(received.assoc)
+        if transfer is None or transfer.count == self._settings.door_instances:
             return OUT_OF_RESOURCES
         transfer.bytes += os.path.getsize(incoming)
         self._ask(transfer.cover(transfer.bytes))
@@ -126,6 +126,18 @@ class Listener:
         keep(path)
         return SUCCESS
 
+    def _transfer(self, association: Any) -> Transfer | None:
+        """The association's own, begun where there is none; None where nobody waits for an answer any more."""
+        if (found := self._transfers.get(association)) is not None:
+            return found
+        transfer = self._ask(self._door.begin("dimse"))
+        with self._lock:
+            if association not in self._over:
+                self._transfers[association] = transfer
+                return transfer
+        self._ask(transfer.end())
+        return None
+
     def _count(self, received: Any) -> None:
         """Cuts off a sender whose instance is larger than may be."""
         association = received.assoc
@@ -139,6 +151,7 @@ class Listener:
     def _end(self, received: Any) -> None:
         """The association has ended."""
         with self._lock:
+            self._over.add(received.assoc)
             self._received.pop(received.assoc, None)
             transfer = self._transfers.pop(received.assoc, None)
         if transfer is not None:
