@@ -275,9 +275,6 @@ class JobEngine:
             raise JobNotFound("no such job; it was deleted, or its time to be kept is over")
         return job
 
-    async def newest(self, count: int) -> list[Job]:
-        return await self._ask(self._store.newest, count)
-
     async def page(
         self,
         kind: str,
