@@ -11,6 +11,11 @@ INSTALL = $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --constraint con
 
 .PHONY: serve test lint bench faults train
 
+# Without API keys where nobody but this machine can call and no configuration says another thing.
+ifeq ($(filter-out 127.0.0.1 localhost ::1,$(HOST))$(shell grep -s '^ *access' "$${MEDRESTORE_CONFIG:-medrestore.toml}"),)
+serve: export MEDRESTORE_ACCESS ?= open
+endif
+
 serve: .venv/serve.stamp  ## restore images over HTTP with the bundled models, on the CPU
 	$(BIN)/medrestore serve --host $(HOST) --port $(PORT)
 

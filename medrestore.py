@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, date, datetime, time
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,6 +90,14 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, help="TCP port")
     serve.set_defaults(run=run_serve)
 
+    key = commands.add_parser("key", help="make, list or remove API keys")
+    key.add_argument("action", choices=("new", "list", "remove"))
+    key.add_argument("--name", help="whose key it is: letters, digits, `.`, `_`, `-`")
+    key.add_argument("--scope", action="append", choices=("restore", "pacs", "admin"), help="what it is for; repeat it")
+    key.add_argument("--expires", type=date.fromisoformat, metavar="YYYY-MM-DD", help="first day (UTC) it is not valid")
+    key.add_argument("--keys", type=Path, help="TOML file of keys; default: the setting `keys`")
+    key.set_defaults(run=run_key)
+
     denoise = commands.add_parser("denoise", help="denoise a file or a folder")
     denoise.add_argument("--strength", type=float, default=1.0, help="0 (identity) to 1.5; default 1")
     denoise.add_argument("--sigma", type=float, help="noise level in the image's own units; default: estimated")
@@ -112,6 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     autotune.add_argument("--model", action="append", help="name or name@version; default: every model that is served")
     autotune.add_argument("--seconds", type=float, default=180.0, help="about how long to measure; default 180")
     autotune.set_defaults(run=run_autotune)
+    key.add_argument("--config", type=Path, help="TOML file of settings")
     for command in (serve, denoise, superresolve, bundles, autotune):
         command.add_argument("--config", type=Path, help="TOML file of settings")
         command.add_argument("--repository", type=Path, help="folder of model bundles; default: those shipped")
@@ -168,6 +178,28 @@ def run_serve(arguments: argparse.Namespace) -> int:
         serve(settings)
     except SystemExit as stop:  # SIGTERM's, or the web server's where it could not start
         return FAILED if stop.code else DONE
+    return DONE
+
+
+def run_key(arguments: argparse.Namespace) -> int:
+    """Makes a key and prints it, this once; lists the keys by name; or removes one. A running service knows at once."""
+    from app.key import Scope, make_key, read_keys, remove_key
+
+    path = read_settings(arguments, "keys").keys
+    if arguments.action == "list":
+        for key in read_keys(path):
+            until = f"until {key.expires:%Y-%m-%d %H:%M %Z}" if key.expires else ""
+            print(f"{key.name:24} {' '.join(sorted(key.scopes)):20} {until}".rstrip())
+        return DONE
+    if not arguments.name or (arguments.action == "new") != bool(arguments.scope):
+        raise OptionError("key new takes --name and --scope, key remove takes --name alone")
+    if arguments.action == "remove":
+        remove_key(path, arguments.name)
+        print(f"removed {arguments.name} from {path}", file=sys.stderr)
+        return DONE
+    expires = datetime.combine(arguments.expires, time(), UTC) if arguments.expires else None
+    print(make_key(path, arguments.name, map(Scope, arguments.scope), expires))
+    print(f"the key of {arguments.name}, shown this once; its hash is in {path}", file=sys.stderr)
     return DONE
 
 

@@ -22,7 +22,13 @@
         ├── JobAbandoned         the service died again and again while it worked on the job
         ├── PacsOff              no PACS is configured
         ├── IdentityDiffers      an object is of another patient, study or series than it must be
-        └── PixelsDiffer         the PACS holds other pixels under the UID of a derived object
+        ├── PixelsDiffer         the PACS holds other pixels under the UID of a derived object
+        ├── AmbiguousKey         more than one API key in one request
+        ├── Unauthenticated      no API key, or one that is not known or not valid any more
+        ├── ScopeMissing         the API key is not for this
+        ├── Throttled            too many failures of this address to name a key
+        ├── KeyBusy              too many requests of this API key at once
+        └── HeadTooLarge         the header fields of the request are over the limit
 
 Those of a PACS are in `app.pacs.errors`.
 
@@ -31,11 +37,13 @@ Those of a PACS are in `app.pacs.errors`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from app.pacs import errors as pacs
 from models import errors
 from models.errors import MedRestoreError
+
+CHALLENGE = 'Bearer realm="medrestore"'  # RFC 6750, section 3
 
 
 class ServiceError(MedRestoreError):
@@ -157,6 +165,57 @@ class PixelsDiffer(ServiceError):
     """What was read back from the PACS is not what belongs under that UID."""
 
 
+class AmbiguousKey(ServiceError):
+    """A request carries several keys, of which one would be ignored."""
+
+    headers: ClassVar = {"WWW-Authenticate": f'{CHALLENGE}, error="invalid_request"'}
+
+    def __init__(self) -> None:
+        super().__init__("send one API key: either Authorization: Bearer or X-API-Key, and once")
+
+
+class Unauthenticated(ServiceError):
+    """No key came, or a `wrong` one: unknown, removed, expired or misshapen, which the answer does not tell apart."""
+
+    def __init__(self, wrong: bool) -> None:
+        super().__init__(
+            "the API key is not valid" if wrong else "an API key is needed: send Authorization: Bearer or X-API-Key"
+        )
+        self.headers = {"WWW-Authenticate": CHALLENGE + (', error="invalid_token"' if wrong else "")}
+
+
+class ScopeMissing(ServiceError):
+    """The key is valid, but lacks the scope."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"this API key lacks the scope {scope}")
+        self.headers = {"WWW-Authenticate": f'{CHALLENGE}, error="insufficient_scope", scope="{scope}"'}
+
+
+class Throttled(ServiceError):
+    """The address has failed too often within a minute."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__(f"too many requests without a valid API key; try again in {retry_after_s:.0f} s")
+        self.retry_after_s = retry_after_s
+
+
+class KeyBusy(ServiceError):
+    """The key has as many requests under way as one key may have."""
+
+    retry_after_s = 1.0
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"this API key has {most} requests under way, which is the most for one key")
+
+
+class HeadTooLarge(ServiceError):
+    """Request line and header fields together are over the limit."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the header of the request is larger than {limit} bytes")
+
+
 class Status(NamedTuple):
     """How one class of errors is answered."""
 
@@ -206,6 +265,12 @@ STATUSES: dict[type[MedRestoreError], Status] = {
     pacs.PacsGone: Status(404, "pacs-gone", "The PACS does not hold this"),
     pacs.PacsRefused: Status(502, "pacs-refused", "The PACS refused the call"),
     pacs.PacsMalformed: Status(502, "pacs-malformed", "The PACS answered against the rules"),
+    AmbiguousKey: Status(400, "ambiguous-key", "More than one API key"),
+    Unauthenticated: Status(401, "unauthenticated", "No valid API key"),
+    ScopeMissing: Status(403, "scope-missing", "Not allowed with this API key"),
+    Throttled: Status(429, "throttled", "Too many requests without a valid API key"),
+    KeyBusy: Status(429, "key-busy", "Too many requests of one API key"),
+    HeadTooLarge: Status(431, "head-too-large", "Header fields too large"),
 }
 
 

@@ -14,9 +14,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import log, memory, openapi, problem
+from app.access import Access, Guard, announce
 from app.admission import QueueLimits
+from app.audit import Audit
 from app.batching import Engine, EngineConfig
 from app.catalogue import Catalogue, task_name
+from app.head import HeadProtocol
 from app.jobs.start import working
 from app.middleware import Monitor
 from app.monitoring import Metrics
@@ -41,12 +44,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings()
     metrics = Metrics()
     tracer = Tracer() if settings.tracing else None
+    audit = Audit(settings.audit, metrics.audit_lost.inc)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         pool = ThreadPoolExecutor(settings.codec_threads, thread_name_prefix="codec")
         asyncio.get_running_loop().set_default_executor(pool)
         service = app.state.service = await start_service(settings, metrics)
+        audit.write("service started", access=settings.access)
         try:
             async with (
                 following(service.watch, settings.repository_poll),
@@ -57,6 +62,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 yield
         finally:
             await service.engine.stop()
+            audit.write("service stopped")
+            audit.close()
             if tracer:
                 await asyncio.to_thread(tracer.shutdown)
 
@@ -79,7 +86,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(v2.router)
     problem.install(app)
     openapi.install(app)
-    app.add_middleware(Monitor, metrics=metrics, tracer=tracer)
+    app.add_middleware(Guard, access=Access(settings, audit))
+    app.add_middleware(Monitor, metrics=metrics, audit=audit, tracer=tracer)
     return app
 
 
@@ -132,14 +140,16 @@ def engine_config(settings: Settings) -> EngineConfig:
 
 
 def serve(settings: Settings) -> None:
-    """Runs the server until it is told to stop, and drains it then: see `app.server`."""
+    """Runs the server until it is told to stop, and drains it then: see `app.server`. Raises OptionError."""
     memory.return_freed()
     log.configure(settings.log_level)
+    announce(settings)
     app = create_app(settings)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
+        http=HeadProtocol,
         log_config=None,
         access_log=False,  # ours has the route, never the query or the caller
         server_header=False,

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.audit import Audit
 from app.log import event, places
 from app.monitoring import Metrics
 from app.problem import of_unexpected
@@ -41,9 +42,10 @@ class _Answer:
 class Monitor:
     """ASGI middleware; the outermost of ours."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, tracer: Tracer | None = None) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, audit: Audit, tracer: Tracer | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._audit = audit
         self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,6 +88,7 @@ class Monitor:
             trace.past("send", answer.send_s)
             trace.describe(method, route, answer.status, facts | {"request_id": scope["request_id"]})
             facts["trace_id"] = trace.trace_id
+        self._audit.request(scope, method, route, answer.status, facts)
         event(
             "request",
             logging.DEBUG if route.endswith(QUIET) else logging.INFO,
@@ -105,8 +108,9 @@ def request_id(asked: str | None) -> str:
 
 
 def route_of(scope: Scope) -> str:
-    """The declared path of the route that answered; all other paths are one."""
-    return str(getattr(scope.get("route"), "path", UNMATCHED))
+    """The declared path of the route that answered; where none was reached, the row of `app.access.TABLE` that the path
+    lies under; all other paths are one."""
+    return str(getattr(scope.get("route"), "path", None) or scope.get("row") or UNMATCHED)
 
 
 def _watched(send: Send, identity: str, answer: _Answer, app: FastAPI) -> Send:

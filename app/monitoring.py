@@ -73,6 +73,7 @@ class Metrics(EngineObserver, JobObserver):
             "medrestore_stage_duration_seconds", "Time by stage", ["stage"], buckets=SECONDS, registry=r
         )
         self.problems = Counter("medrestore_problems", "Errors answered, by kind", ["problem"], registry=r)
+        self.audit_lost = Counter("medrestore_audit_lost", "Audit lines that could not be written", registry=r)
         self.pixels = Counter("medrestore_restored_pixels", "Pixels of decoded images", ["task"], registry=r)
         self.clipped = Counter("medrestore_clipped_samples", "Samples cut to the storable range", registry=r)
         self.tile_pixels = Counter(

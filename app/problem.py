@@ -15,7 +15,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from app.errors import QueueFull, RangeRefused, Status, status_of
 from models.errors import MedRestoreError
@@ -76,7 +76,9 @@ def of_error(request: Request, error: MedRestoreError) -> Response:
     """Answers any deliberate error by its row in `STATUSES`."""
     status = status_of(error)
     wait_s = getattr(error, "retry_after_s", RETRY_LATER_S if status.code == HTTPStatus.SERVICE_UNAVAILABLE else None)
-    headers = {"Retry-After": str(max(1, math.ceil(wait_s)))} if wait_s is not None else {}
+    headers = dict(getattr(error, "headers", {}))
+    if wait_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
     if isinstance(error, QueueFull):
         headers |= {"X-Queue-Position": str(error.position), "X-Queue-Seconds": f"{error.wait_s:.3f}"}
     if isinstance(error, RangeRefused):
@@ -101,6 +103,12 @@ def of_http(request: Request, error: HTTPException) -> Response:
     status = Status(error.status_code, phrase.lower().replace(" ", "-"), phrase)
     request.scope["problem"] = status.slug
     return problem(id_of(request), status, f"nothing answers {request.method} at this path", dict(error.headers or {}))
+
+
+def of_protocol(found: Response) -> Response:
+    """The same refusal as the Open Inference Protocol writes it."""
+    kept = {name: value for name, value in found.headers.items() if name not in ("content-type", "content-length")}
+    return JSONResponse({"error": json.loads(bytes(found.body))["detail"]}, found.status_code, kept)
 
 
 def of_unexpected(request_id: str) -> Response:

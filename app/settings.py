@@ -12,7 +12,16 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
@@ -42,6 +51,25 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
+    access: Literal["keys", "open"] = Field(
+        default="keys",
+        description="`keys`: callers need an API key (`medrestore key`); `open`: whoever can connect may",
+    )
+    keys: Path = Field(default=Path("keys.toml"), description="TOML file of API keys; changes are taken up at once")
+    key_requests: PositiveInt = Field(
+        default=48, description="requests of one key under way at once; one more is answered 429"
+    )
+    key_failures: PositiveInt = Field(
+        default=10, description="requests without a valid key answered per address and minute; more get 429"
+    )
+    metrics_open: bool = Field(default=False, description="`/metrics` without a key; otherwise it takes scope admin")
+    webhook_token: SecretStr | None = Field(
+        default=None, description="what a PACS shows at `/pacs/events`; unset, it takes a key of scope pacs"
+    )
+    webhook_token_file: Path | None = Field(default=None, description="file that holds that token instead")
+    audit: Path | None = Field(
+        default=None, description="file of audit lines, appended to; unset, they are in the service's log"
+    )
     repository: Path = Field(default=SHIPPED_BUNDLES, description="folder of model bundles, `<name>/<version>/`")
     repository_poll: NonNegativeFloat = Field(
         default=5.0, description="looks at that folder for new and changed bundles this often, seconds; 0 never does"
@@ -149,6 +177,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fit(self) -> Settings:
+        if self.webhook_token is not None and self.webhook_token_file is not None:
+            raise ValueError("webhook_token and webhook_token_file exclude each other")
         if self.limit_bytes > self.request_bytes:
             raise ValueError("limit_bytes must not exceed request_bytes, or the largest request never fits")
         try:
@@ -172,6 +202,17 @@ class Settings(BaseSettings):
     def job_limits(self) -> Limits:
         """The limits of a job's file; one frame of it is within `limits`."""
         return Limits(bytes=self.job_bytes, pixels=self.job_pixels, frames=self.job_frames)
+
+    @property
+    def has_webhook_token(self) -> bool:
+        """Whether a PACS has to show a token."""
+        return self.webhook_token is not None or self.webhook_token_file is not None
+
+    def webhook_secret(self) -> str | None:
+        """The webhook's token as it is now, None where there is none. Raises OSError."""
+        if self.webhook_token_file:
+            return self.webhook_token_file.read_text(encoding="utf-8").strip()
+        return self.webhook_token.get_secret_value() if self.webhook_token is not None else None
 
     @classmethod
     def settings_customise_sources(

@@ -11,6 +11,7 @@ import dataclasses
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,12 @@ def rebuild(bundle: Bundle) -> list[Graph]:
     return [graph_of(task, name, module, exact) for name, module in modules.items()]
 
 
-def reexport(bundle: Bundle, repository: Path) -> Bundle:
-    """Writes `<repository>/<name>/<version>`, in place of a version that is there."""
+def reexport(bundle: Bundle, repository: Path, sides: Sequence[int] = ()) -> Bundle:
+    """Writes `<repository>/<name>/<version>`, in place of a version that is there; `sides` are those of its tiles, if
+    they are to be others."""
     graphs, manifest = rebuild(bundle), bundle.manifest
+    if sides:
+        manifest = dataclasses.replace(manifest, tiles=[(side, side) for side in sides])
     target = repository / manifest.name / manifest.version
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
@@ -99,8 +103,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path, help="folder `<name>/<version>`")
     parser.add_argument("--to", type=Path, required=True, help="model repository")
+    parser.add_argument("--tiles", type=int, nargs="+", default=[], metavar="SIDE", help="default: those it has")
     options = parser.parse_args(argv)
-    bundle = reexport(read_bundle(options.bundle), options.to)
+    bundle = reexport(read_bundle(options.bundle), options.to, options.tiles)
     facts = bundle.manifest
     print(
         f"{bundle.reference} {bundle.digest[:12]}: exact tiling {facts.exact_tiling}, seam {facts.seam:.2g}, "

@@ -105,7 +105,8 @@ class RestorationHandler:
             await restore_frames(frames, range(frames.done, image.frames), bundle, options, runner, Stopwatch())
             evidence = summarise(frames.journal.records, image, bundle)
             derivation = derive(bundle, options, backend, precision, evidence, tiles)
-            result = await whole(asyncio.to_thread(frames.encode, derivation, self._service.settings.policy))
+            encoding = asyncio.to_thread(frames.encode, derivation, self._service.settings.policy)
+            result = await whole(encoding)
         self._service.book(wanted.task, image, evidence)
         facts = facts_of(
             evidence, bundle.reference, bundle.digest, backend, precision, image.lossy, source_of(image).notes

@@ -228,6 +228,7 @@ async def _find(request: Request, job_id: str) -> Job:
     job = await engine_of(request).get(job_id)
     if job.kind != KIND:
         raise JobNotFound("no such job of this kind")
+    request.scope["facts"] = {"job": job.id}
     return job
 
 

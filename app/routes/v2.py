@@ -7,14 +7,12 @@ a tensor. Errors are the protocol's `{"error": ...}`, with the status that the o
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
 
@@ -45,9 +43,7 @@ from models.bundle import Bundle
 from models.errors import ImageTooLarge, MedRestoreError, OptionError
 from models.imaging.codec import MEDIA_TYPES
 
-# Headers of the other door's answers that are not true of this one's.
-OF_THE_PROBLEM = ("content-type", "content-length")
-OF_THE_IMAGE_FILE = ("Content-Digest", "Vary")
+OF_THE_IMAGE_FILE = ("Content-Digest", "Vary")  # headers of the other door's answers, not true of this one's
 
 
 class ProtocolRoute(APIRoute):
@@ -63,8 +59,7 @@ class ProtocolRoute(APIRoute):
                 found = problem.of_error(request, error)
             except RequestValidationError as error:
                 found = problem.of_validation(request, error)
-            kept = {name: value for name, value in found.headers.items() if name not in OF_THE_PROBLEM}
-            return JSONResponse({"error": json.loads(bytes(found.body))["detail"]}, found.status_code, kept)
+            return problem.of_protocol(found)
 
         return answer
 

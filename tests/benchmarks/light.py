@@ -11,7 +11,7 @@ import numpy as np
 from tests.tiny_bundle import IMAGE, Graph, estimate_onnx, onnx_model, write_bundle
 
 LAYERS, CHANNELS = 5, 16
-TILES = [(side, side) for side in (128, 256, 384, 512, 1024)]  # as those of the shipped denoiser
+TILES = [(side, side) for side in (64, 128, 192, 256, 384, 512, 1024)]  # as those of the shipped denoiser
 
 
 def write_light(root: Path, version: str = "1", layers: int = LAYERS, channels: int = CHANNELS) -> Path:

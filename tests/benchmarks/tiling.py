@@ -116,7 +116,9 @@ def main() -> int:
             for tile in bundle.manifest.tiles:
                 try:
                     found = difference(backend, bundle, plane, tile, more)
-                except ValueError:  # the service would not take this shape either: it ends past the whole
+                except (
+                    ValueError
+                ):  # the service would not take this shape either: no room between halos, or it ends past the whole
                     print(f"| {bundle.reference} | {name} | {tile[0]} | cannot be used | |")
                     continue
                 worst = max(worst, found.stored)

@@ -19,8 +19,8 @@ def start(tmp_path: Path, built_repository: Path) -> Iterator[Callable[..., Serv
     """Starts a server on the tests' tiny bundles; ends it after the test where the test did not."""
     servers = []
 
-    def call(*options: str) -> Server:
-        servers.append(Server(tmp_path, "--repository", str(built_repository), *options))
+    def call(*options: str, access: str = "open") -> Server:
+        servers.append(Server(tmp_path, "--repository", str(built_repository), *options, access=access))
         return servers[-1]
 
     yield call

@@ -16,13 +16,13 @@ ROOT = Path(__file__).parents[2]
 class Server:
     """Starts on a free port of the loopback address and is ready after `wait_ready`."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, access: str = "open") -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "serve.log"
         # CI=true would hide ONNX Runtime's telemetry, which delays the exit.
         environment = {k: v for k, v in os.environ.items() if k != "CI" and not k.startswith("MEDRESTORE_")}
-        environment["PYTHONPATH"] = str(ROOT)
+        environment |= {"PYTHONPATH": str(ROOT), "MEDRESTORE_ACCESS": access}
         command = [sys.executable, "-m", "medrestore", "serve", "--port", str(self.port), *options]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)

@@ -1,6 +1,7 @@
 """`medrestore serve` as a process: it answers, it stops, and it takes its workers with it."""
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -88,6 +89,36 @@ def test_http_and_command_line_give_the_same_pixels(start, pixels, built_reposit
     status, body = post(f"{server.url}/denoise", as_npy(pixels))
     assert status == 200
     assert np.array_equal(np.load(tmp_path / "out.npy"), np.load(io.BytesIO(body)))
+
+
+def test_keys_are_wanted_unless_said_otherwise(start, pixels, tmp_path) -> None:
+    server = start(access="keys")
+    server.wait_ready()
+    url = f"{server.url}/denoise"
+    assert post(url, as_npy(pixels))[0] == 401
+    command = [sys.executable, "-m", "medrestore", "key", "new", "--name", "me", "--scope", "restore"]
+    made = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True, text=True
+    )
+    key = made.stdout.strip()
+    with urlopen(Request(url, as_npy(pixels), {"Authorization": f"Bearer {key}"}), timeout=60) as answer:
+        assert answer.status == 200
+    with pytest.raises(HTTPError) as refused:
+        urlopen(Request(url, b"x", {"X-API-Key": "k" * 40_000}), timeout=60)
+    with refused.value:
+        assert refused.value.code == 431
+    log = server.log.read_text()
+    assert key not in log
+    assert "no API keys yet" in log
+    audited = [line for line in map(json.loads, log.splitlines()) if line["event"] == "audit"]
+    requests = [(line["outcome"], line.get("who")) for line in audited if line["act"] == "request"]
+    assert requests == [("denied", None), ("done", "me")]
+
+
+def test_open_access_is_said_aloud(start) -> None:
+    server = start()
+    server.wait_ready()
+    assert "access is open" in server.log.read_text()
 
 
 def test_a_port_in_use_is_a_failure_in_words(start) -> None:

@@ -59,8 +59,8 @@ class Client:
 
 @contextmanager
 def serving(repository: Path, **settings: Any) -> Iterator[Client]:
-    """An application with its workers started and ready, stopped at the end."""
-    app = create_app(Settings(repository=repository, **settings))
+    """An application with its workers started and ready, stopped at the end; open to all unless `access` says else."""
+    app = create_app(Settings(repository=repository, **{"access": "open", **settings}))
     with asyncio.Runner() as runner:
         life = app.router.lifespan_context(app)
         runner.run(life.__aenter__())

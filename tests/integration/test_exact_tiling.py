@@ -23,7 +23,9 @@ def test_tiles_of_a_shipped_bundle_add_up_to_the_whole(folder: Path) -> None:
     assert all(0 < bytes_ < 2048 for bytes_ in bundle.manifest.bytes_per_pixel.values())
     backend = load("onnx", bundle, "cpu", "fp32", 1)
     plane = np.ascontiguousarray(retina(300, 264))
-    found = difference(backend, bundle, plane, bundle.manifest.tiles[0], inputs_for(backend, bundle, plane))
+    room = 2 * bundle.manifest.halo + bundle.manifest.multiple
+    tile = next(tile for tile in bundle.manifest.tiles if min(tile) >= room)  # smaller ones only hold frames whole
+    found = difference(backend, bundle, plane, tile, inputs_for(backend, bundle, plane))
     assert (found.largest, found.stored) == (0, 0)
 
 

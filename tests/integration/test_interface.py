@@ -174,7 +174,7 @@ def test_a_sane_request_id_is_kept(client: Client, sent: str, kept: bool) -> Non
 
 
 def test_not_ready_says_why(tmp_path: Path, picture: bytes) -> None:
-    app = create_app(Settings(repository=tmp_path))
+    app = create_app(Settings(repository=tmp_path, access="open"))
 
     async def ask() -> list[Any]:
         async with app.router.lifespan_context(app):

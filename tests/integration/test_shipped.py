@@ -12,6 +12,7 @@ from skimage.transform import downscale_local_mean, resize
 
 from app.backends.base import Backend, load, self_test
 from app.settings import SHIPPED_BUNDLES
+from app.tiling import Tiling
 from models.bundle import find_bundle, list_bundles, read_bundle
 
 Plane = NDArray[np.float32]
@@ -95,3 +96,10 @@ def test_super_resolution_beats_interpolation_and_keeps_constants(scale: int) ->
     assert psnr(restored, picture()) > psnr(interpolated, picture()) + 0.5
     flat = runtime.run("restore", {"image": np.full((1, 1, 9, 7), 0.3, np.float32)})["restored"]
     np.testing.assert_allclose(flat, 0.3, atol=1e-5)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f"{f.parent.name}@{f.name}")
+@pytest.mark.parametrize("side", [64, 128, 192, 256, 512])  # matrices that scanners are fond of
+def test_images_of_common_sizes_are_run_whole_and_unpadded(folder: Path, side: int) -> None:
+    plan = Tiling().plan(read_bundle(folder), side, side)
+    assert (plan.count, plan.shape) == (1, (side, side))

@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -68,6 +69,11 @@ def test_training_asks_for_all_that_it_imports() -> None:
     assert "pywavelets" in asked  # scikit-image imports it when it is needed
 
 
+def ours(services: dict) -> list[dict]:
+    """Those of Compose's services that run our image."""
+    return [service for service in services.values() if service["image"].startswith("medrestore:")]
+
+
 def tracked(*paths: str) -> list[str]:
     if not shutil.which("git") or not (ROOT / ".git").exists():
         pytest.skip("needs git and a clone")
@@ -86,26 +92,76 @@ def test_bare_compose_up_serves_hardened_and_on_loopback_alone() -> None:
     services = yaml.safe_load(read("docker-compose.yml"))["services"]
     assert [name for name, service in services.items() if "profiles" not in service] == ["medrestore"]
     for service in services.values():
-        assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
-        assert any(mount.startswith("/tmp") for mount in service["tmpfs"])
         assert {"memory", "pids"} <= set(service["deploy"]["resources"]["limits"])
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    for service in ours(services):
+        assert service["read_only"] is True
+        assert any(mount.startswith("/tmp") for mount in service["tmpfs"])
+        assert service["environment"]["MEDRESTORE_ACCESS"] == "open"
+        assert service["environment"]["ORT_DISABLE_TELEMETRY"] == "1"
     assert services["medrestore-gpu"]["environment"]["MEDRESTORE_DEVICES"] == '["cuda:0"]'
-    assert all(service["environment"]["ORT_DISABLE_TELEMETRY"] == "1" for service in services.values())
     assert services["medrestore"]["ports"] == ["127.0.0.1:${PORT:-8000}:8000"]
 
 
 def test_jobs_have_a_folder_that_the_ordinary_user_may_write_and_that_outlives_the_container() -> None:
     text, compose = read("docker/Dockerfile"), yaml.safe_load(read("docker-compose.yml"))
-    folders = {service["environment"]["MEDRESTORE_JOBS"] for service in compose["services"].values()}
+    folders = {service["environment"]["MEDRESTORE_JOBS"] for service in ours(compose["services"])}
     assert folders == {"/var/lib/medrestore/jobs"}
     assert "install -d -o medrestore -g medrestore -m 700 /var/lib/medrestore" in text
-    mounts = [mount for service in compose["services"].values() for mount in service["volumes"]]
-    assert [mount.partition(":")[2] for mount in mounts] == ["/var/lib/medrestore"] * 2
-    assert len(set(mounts)) == 2  # a folder of jobs belongs to one service
-    assert {mount.partition(":")[0] for mount in mounts} == set(compose["volumes"])
+    mounts = [mount for service in ours(compose["services"]) for mount in service["volumes"]]
+    assert [mount.partition(":")[2] for mount in mounts] == ["/var/lib/medrestore"] * 3
+    assert len(set(mounts)) == 3  # a folder of jobs belongs to one service
+    assert {mount.partition(":")[0] for mount in mounts} | {"orthanc"} == set(compose["volumes"])
+
+
+def test_orthanc_and_the_service_know_each_other() -> None:
+    services = yaml.safe_load(read("docker-compose.yml"))["services"]
+    pacs, service = services["orthanc"], services["medrestore-pacs"]
+    told, ours = pacs["environment"], service["environment"]
+    assert re.fullmatch(r"orthancteam/orthanc:\d+\.\d+\.\d+", pacs["image"])
+    assert pacs["profiles"] == service["profiles"] == ["pacs"]
+    assert told["WEBHOOK_URL"] == "http://medrestore-pacs:8000/pacs/events/orthanc"
+    assert told["WEBHOOK_TOKEN"] == ours["MEDRESTORE_WEBHOOK_TOKEN"] == "${WEBHOOK_TOKEN:-for-trying-out-only}"
+    peer = json.loads(ours["MEDRESTORE_PACS"])["orthanc"]
+    config = json.loads(read("docker/orthanc.json"))
+    assert peer["url"] == peer["orthanc"] + config["DicomWeb"]["Root"].rstrip("/")
+    assert peer["orthanc"] == f"http://orthanc:{config['HttpPort']}"
+    assert peer["password"] == told["PACS_PASSWORD"]
+    assert config["AuthenticationEnabled"] is True
+    assert config["RegisteredUsers"] == {peer["user"]: "${PACS_PASSWORD}"}
+    mounted = {mount.split(":")[1]: mount.split(":")[0] for mount in pacs["volumes"]}
+    for path in ("/etc/orthanc/orthanc.json", *config["LuaScripts"]):
+        assert (ROOT / mounted[path]).is_file()
+    assert config["StorageDirectory"] in mounted
+
+
+def test_make_serves_without_keys_on_this_machine_alone(tmp_path: Path) -> None:
+    def access(*words: str, **variables: str) -> str:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MEDRESTORE_")}
+        shutil.copy(ROOT / "Makefile", tmp_path)
+        command = ["make", "--old-file", ".venv/serve.stamp", "serve", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment | variables, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1]
+
+    if not shutil.which("make"):
+        pytest.skip("needs make")
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    program = tmp_path / ".venv/bin/medrestore"
+    program.write_text("#!/bin/sh\necho access=$MEDRESTORE_ACCESS\n")
+    program.chmod(0o755)
+    (tmp_path / ".venv/serve.stamp").touch()
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
+    assert access() == "access=open"
+    assert access("HOST=localhost") == "access=open"
+    assert access("HOST=0.0.0.0") == "access="
+    assert access(MEDRESTORE_ACCESS="keys") == "access=keys"
+    (tmp_path / "medrestore.toml").write_text('access = "keys"\n')
+    assert access() == "access="
+    assert access(MEDRESTORE_CONFIG="other.toml") == "access=open"
 
 
 def test_ci_override_changes_only_services_that_exist() -> None:
@@ -260,4 +316,3 @@ def test_gpu_service_works_on_the_gpu() -> None:
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     assert json.loads(services["medrestore-gpu"]["environment"]["MEDRESTORE_DEVICES"]) == ["cuda:0"]
     assert "MEDRESTORE_DEVICES" not in services["medrestore"]["environment"]
-    assert all(service["environment"]["ORT_DISABLE_TELEMETRY"] == "1" for service in services.values())

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 
+import medrestore
 from app.main import default_models, engine_config
 from app.settings import SHIPPED_BUNDLES, Settings, table
 from models.imaging.image import Limits
@@ -88,6 +92,36 @@ def test_settings_reach_the_engine() -> None:
     assert config.devices == ("cpu", "cpu")
     assert config.limits.items == 7
     assert default_models(settings) == {"denoise": "tiny@1"}
+
+
+def secrets_of(model: type[BaseModel]) -> Iterator[tuple[str, object]]:
+    """Settings that hold a secret by their name, those of nested models too."""
+    for name, field in model.model_fields.items():
+        if re.search(r"password|token|secret|credential", name):
+            yield name, field.annotation
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from secrets_of(part)
+
+
+def test_a_secret_is_masked_or_in_a_file_of_its_own() -> None:
+    found = dict(secrets_of(Settings))
+    assert "webhook_token" in found
+    for name, annotation in found.items():
+        assert annotation == (Path | None if name.endswith("_file") else SecretStr | None), name
+        assert name.endswith("_file") or f"{name}_file" in found
+
+
+def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("MEDRESTORE_WEBHOOK_TOKEN", "hunter2")
+    settings = Settings()
+    assert settings.webhook_secret() == "hunter2"
+    shown = f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()} {table()}"
+    monkeypatch.setenv("MEDRESTORE_WEBHOOK_TOKEN_FILE", "token")
+    with pytest.raises(ValidationError, match="exclude each other") as caught:
+        Settings()
+    assert medrestore.main(["serve"]) == 2
+    assert "hunter2" not in shown + str(caught.value) + "".join(capsys.readouterr())
 
 
 def test_the_table_names_every_setting_and_no_path_of_this_machine() -> None:
