@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,7 +21,10 @@ ENDS = ("completed", "completed_with_gaps", "failed", "cancelled")
 @contextmanager
 def fast() -> Iterator[None]:
     """Waits of jobs and looks at credentials are short inside the `with` block."""
-    with patch("app.pacs.job.WAIT_LEAST_S", 0.05), patch("app.pacs.desk.LOOK_S", 0.1):
+    short = {"app.pacs.job.WAIT_LEAST_S": 0.05, "app.pacs.desk.LOOK_S": 0.1, "app.pacs.flow.LONG_S": 0.3}
+    with ExitStack() as stack:
+        for name, seconds in short.items():
+            stack.enter_context(patch(name, seconds))
         yield
 
 

@@ -279,9 +279,6 @@ class JobEngine:
         """Whether a job here made this series, a SeriesInstanceUID."""
         return await self._ask(self._store.made, series)
 
-    async def newest(self, count: int) -> list[Job]:
-        return await self._ask(self._store.newest, count)
-
     async def page(
         self,
         kind: str,

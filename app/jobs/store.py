@@ -145,9 +145,6 @@ class Store:
         """The job that was made under an idempotency key."""
         return self._one("SELECT * FROM job WHERE idempotency = ?", digest_of(key))
 
-    def newest(self, count: int) -> list[Job]:
-        return self._all("SELECT * FROM job ORDER BY created DESC, id LIMIT ?", count)
-
     def counts(self) -> dict[State, int]:
         """Number of jobs in each state."""
         rows = self._rows("SELECT state, count(*) FROM job GROUP BY state")

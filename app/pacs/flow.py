@@ -10,6 +10,7 @@ for good, the others end; what was not confirmed by then is pending, and done by
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
@@ -27,7 +28,8 @@ from app.pacs.peer import Peer
 from models.errors import CorruptImage, ImageError, MedRestoreError
 
 FETCHERS = 4  # single instances asked for at one time
-ATTEMPTS = 3  # at an instance that fails although the PACS is there
+ATTEMPTS = 3  # at an instance that fails although others come
+LONG_S = 600.0  # a job that waited this long without any instance has its attempts counted, too
 NOT_RESTORED = {"ours", "report", "screen", "localizer"}  # kinds that are no images of the series
 PROCESSING_FAILURE = 0x0110
 
@@ -74,7 +76,8 @@ class Flow:
         self._inbox: asyncio.Queue[_Fetched | None] = asyncio.Queue()
         self._outbox: asyncio.Queue[Made | None] = asyncio.Queue(bounds.outbox)
         self._patient: tuple[str, ...] | None = None
-        self._stored = 0
+        self._came = self._stored = 0  # instances
+        self._missed: list[tuple[Instance, PacsUnavailable]] = []  # that did not come
         self._deferred: MedRestoreError | None = None  # what kept an instance back for the next run
 
     async def work(self) -> None:
@@ -97,6 +100,7 @@ class Flow:
             await self._stream(left)
         rest = iter(list(left.values()))
         await together([self._fetch_singly(rest) for _ in range(FETCHERS)])
+        await self._judge_missed()
         for _ in range(self._bounds.width):
             self._inbox.put_nowait(None)
 
@@ -135,7 +139,7 @@ class Flow:
             path.unlink()
             self._room.release()
         else:
-            self._inbox.put_nowait(_Fetched(instance, path))
+            self._take(instance, path)
 
     async def _fetch_singly(self, rest: Iterator[Instance]) -> None:
         folder = _made(self._run.folder / "single")
@@ -150,11 +154,27 @@ class Flow:
                 await self._settle(instance, Outcome.FAILED, f"pacs_{error.reason}")
             except PacsUnavailable as error:
                 await self._web.reachable()  # else it is the PACS, not the instance
-                await self._defer(instance, error, f"pacs_{error.reason}")
+                self._missed.append((instance, error))
+                if len(self._missed) >= FETCHERS and not self._came:
+                    raise
             else:
-                self._inbox.put_nowait(_Fetched(instance, path))
+                self._take(instance, path)
                 continue
             self._room.release()
+
+    def _take(self, instance: Instance, path: Path) -> None:
+        self._came += 1
+        self._inbox.put_nowait(_Fetched(instance, path))
+
+    async def _judge_missed(self) -> None:
+        """What did not come counts against the instance where others came, or where that goes on for long; else
+        against the PACS. Raises PacsUnavailable."""
+        since = self._run.waiting_since
+        long = since is not None and time.time() - since > LONG_S
+        for instance, error in self._missed:
+            if not self._came and not long:
+                raise error
+            await self._defer(instance, error, f"pacs_{error.reason}")
 
     # -- restored -----------------------------------------------------------------------------
 
@@ -233,10 +253,13 @@ class Flow:
         await self._tell()
 
     async def _not_stored(self, made: Made, failure: Failure | None, alone: bool, none: bool) -> None:
-        """Notes an instance that the PACS did not take. Raises PacsRefused where it takes none at all."""
+        """Notes an instance that the PACS did not take. Raises PacsRefused where it takes none at all, and
+        PacsUnavailable where it has no room."""
         instance = Instance(made.source, made.derived)
-        if failure is None or failure.temporary:
-            await self._defer(instance, PacsUnavailable("busy"), "not_stored")
+        if failure is not None and failure.temporary:
+            raise PacsUnavailable("busy")
+        if failure is None:
+            await self._defer(instance, PacsUnavailable("error"), "not_stored")
         elif none and (not self._stored or (failure.code == PROCESSING_FAILURE and not alone)):
             raise PacsRefused("conflict")
         else:

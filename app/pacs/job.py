@@ -179,7 +179,10 @@ class _Series:
             expected = instance.digest or await self._made_again(instance)
             if expected is None:
                 continue
-            await self._web.retrieve(self._order.study, self._maker.series, instance.derived, path)
+            try:
+                await self._web.retrieve(self._order.study, self._maker.series, instance.derived, path)
+            except PacsGone as error:  # a moment after it was listed
+                raise PacsUnavailable("error") from error
             found = await asyncio.to_thread(pixel_digest, path, settings.job_limits, settings.limits)
             if found != expected:
                 raise PixelsDiffer(

@@ -77,8 +77,8 @@ async def submit_job(
 @router.get("", responses=JOB_PROBLEMS)
 async def list_jobs(request: Request, query: Annotated[JobsQuery, Query()]) -> JobList:
     """The newest jobs."""
-    jobs = await engine_of(request).newest(query.limit)
-    return JobList(jobs=[status_of(job, _base(request)) for job in jobs if job.kind == KIND])
+    jobs = await engine_of(request).page(KIND, query.limit)
+    return JobList(jobs=[status_of(job, _base(request)) for job in jobs])
 
 
 @router.get("/{job_id}", responses=JOB_PROBLEMS)

@@ -46,7 +46,7 @@ async def submit_pacs_job(
     again and adds what is new; where it failed or was cancelled, `retry` has it run again.
     """
     job, created = await pacs_of(request).submit(body)
-    request.scope["facts"] = {"job": job.job.id}
+    _note(request, job)
     response.status_code = 202 if created else 200
     response.headers["Location"] = f"{_base(request)}/{job.job.id}"
     response.headers["Retry-After"] = str(RETRY_AFTER_S)
@@ -81,13 +81,17 @@ async def list_pacs_instances(
 @router.post("/jobs/{job_id}/cancel", responses=PACS_PROBLEMS)
 async def cancel_pacs_job(request: Request, job_id: str, _: Annotated[NoQuery, Query()]) -> PacsJobStatus:
     """Ends a job that has not ended. What it has stored stays in the PACS."""
-    return status_of(await pacs_of(request).cancel(job_id), _base(request))
+    job = await pacs_of(request).cancel(job_id)
+    _note(request, job)
+    return status_of(job, _base(request))
 
 
 @router.post("/jobs/{job_id}/retry", responses=PACS_PROBLEMS)
 async def retry_pacs_job(request: Request, job_id: str, _: Annotated[NoQuery, Query()]) -> PacsJobStatus:
     """Has a job run now that has ended, waits or is blocked, and tries again what failed of it."""
-    return status_of(await pacs_of(request).retry(job_id), _base(request))
+    job = await pacs_of(request).retry(job_id)
+    _note(request, job)
+    return status_of(job, _base(request))
 
 
 @router.get("/jobs/{job_id}/events", response_class=StreamingResponse, responses=JOB_EVENTS)
@@ -152,6 +156,12 @@ def status_of(found: PacsJob, base: str) -> PacsJobStatus:
         problem=JobProblem(**job.problem) if job.problem else None,
         events=f"{base}/{job.id}/events",
     )
+
+
+def _note(request: Request, found: PacsJob) -> None:
+    """What the logs tell of a request."""
+    instances = sum(found.counts.values())
+    request.scope["facts"] = {"job": found.job.id, "pacs": found.order.pacs, "instances": instances}
 
 
 def _instance(found: Instance) -> PacsInstance:

@@ -249,6 +249,20 @@ def test_without_a_door_nothing_is_taken(service: Client, rules: Path) -> None:
         rules.write_text(before)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_damage_is_judged_and_never_an_error(service: Client, jobs: Path, seed: int) -> None:
+    dice = np.random.default_rng(seed)
+    parts = []
+    for data in slices(4, "1.2.3.66"):
+        body = bytearray(data)
+        for place in dice.integers(0, len(body), 8):
+            body[place] = dice.integers(0, 256)
+        parts.append(bytes(body[: dice.integers(len(body) // 2, len(body) + 1)]))
+    response = stow(service, parts)
+    assert response.status_code in (200, 202, 409)
+    assert sum(map(len, told(response))) == 4
+
+
 # -- C-STORE --------------------------------------------------------------------------------------
 
 

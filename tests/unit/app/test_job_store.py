@@ -53,7 +53,7 @@ def test_a_step_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(JobsUnavailable):
         Store(path, (*MIGRATIONS, "CREATE TABLE half (x); CREATE TABLE job (x)"))
     assert version(path) == len(MIGRATIONS)
-    assert Store(path).newest(1) == []
+    assert Store(path).page("k", 1) == []
 
 
 def test_what_is_no_database_is_refused(tmp_path: Path) -> None:

@@ -106,13 +106,14 @@ def test_submit_sends_what_was_given_and_nothing_else(run) -> None:
         (422, {"title": "Option out of range", "detail": "scale: ..."}, "422: Option out of range: scale: ..."),
         (502, "<html>", "502: no reason told"),
         (200, "<html>", "is not this service"),
+        (200, {}, "of another version?"),
     ],
 )
 def test_a_refusal_is_told_in_one_line(run, status: int, content: Any, text: str) -> None:
+    body = {"text": content} if isinstance(content, str) else {"json": content}
+
     def answer(request: httpx.Request) -> httpx.Response:
-        return (
-            httpx.Response(status, text=content) if isinstance(content, str) else httpx.Response(status, json=content)
-        )
+        return httpx.Response(status, **body)
 
     ended, out, err, _ = run(answer, "status")
     assert (ended, out) == (1, "")
