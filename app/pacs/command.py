@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx
 
-from models.errors import MedRestoreError, OptionError
+from models.errors import OptionError
 
 SUMMARY = "Asks and commands a running service that works with a PACS."
 URL_VARIABLE, KEY_VARIABLE = "MEDRESTORE_URL", "MEDRESTORE_KEY"
@@ -35,7 +35,7 @@ ENDED = frozenset({"completed", "completed_with_gaps", "failed", "cancelled"})
 DONE, FAILED = 0, 1
 
 
-class CallFailed(MedRestoreError):
+class CallFailed(OSError):
     """The service did not answer, or refused; the text is for the person at the terminal."""
 
 
