@@ -15,7 +15,9 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Coroutine
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +43,7 @@ class Listener:
         self._door = door
         self._settings = settings
         self._loop = asyncio.get_running_loop()
+        self._incoming: Path
         self._transfers: dict[Any, Transfer] = {}  # by association; each is used by its own thread alone
         self._received: dict[Any, int] = {}  # bytes of the message under way
         self._over: WeakSet[Any] = WeakSet()  # associations whose connection is closed
@@ -62,8 +65,8 @@ class Listener:
             raise BackendUnavailable("C-STORE needs the extra `dimse`: pip install 'medrestore[dimse]'") from exc
         _config.LOG_HANDLER_LEVEL = "none"  # its messages quote what comes
         _config.STORE_RECV_CHUNKED_DATASET = True  # to files, not to memory
-        incoming = self._door.incoming()
-        dimse_messages.NamedTemporaryFile = partial(tempfile.NamedTemporaryFile, dir=incoming)  # type: ignore[attr-defined,assignment]
+        self._incoming = self._door.incoming()
+        dimse_messages.NamedTemporaryFile = partial(tempfile.NamedTemporaryFile, dir=self._incoming)  # type: ignore[attr-defined,assignment]
         ae = AE(ae_title=self._settings.dimse_aet)
         for context in AllStoragePresentationContexts:
             ae.add_supported_context(str(context.abstract_syntax), transfer_syntaxes())
@@ -156,6 +159,15 @@ class Listener:
             transfer = self._transfers.pop(received.assoc, None)
         if transfer is not None:
             asyncio.run_coroutine_threadsafe(transfer.end(), self._loop)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Deletes what associations that broke off left half received: no sender is silent for that long."""
+        oldest = time.time() - self._settings.dimse_idle_s - ANSWER_S
+        for path in self._incoming.iterdir():
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
 
     def _ask(self, work: Coroutine[Any, Any, T]) -> T:
         """What a coroutine of the event loop gives."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from functools import partial
 from app.catalogue import Catalogue
 from app.errors import BackendUnavailable, JobsUnavailable, RuleError
 from app.jobs.engine import JobEngine
-from app.log import event
+from app.log import event, places
 from app.pacs.call import open_client
 from app.pacs.candidate import Candidate
 from app.pacs.cursor import Cursors
@@ -73,12 +74,19 @@ async def routing(
     settings = service.settings
     if settings.pacs_rules is None or isinstance(jobs, str) or not connections:
         reason = jobs if isinstance(jobs, str) else NO_RULES if connections else "no PACS is configured here"
+        if settings.pacs_rules is not None or settings.dimse_port is not None:
+            event("nothing is routed", logging.ERROR, reason=reason)
         yield Routing(reason=reason)
         return
     rulebook = Rulebook(settings.pacs_rules, partial(check_rules, list(connections), service.catalogue))
     rulebook.rules()
-    async with AsyncExitStack() as stack:
+    try:
         cursors = await asyncio.to_thread(Cursors, jobs.folder.root / DATABASE)
+    except (sqlite3.Error, OSError, JobsUnavailable) as error:
+        event("nothing is routed", logging.ERROR, **places(error))
+        yield Routing(reason=f"{DATABASE} in the folder of jobs cannot be used")
+        return
+    async with AsyncExitStack() as stack:
         stack.callback(cursors.close)
         feeds = {name: await _feed(service, name, c, cursors, stack) for name, c in connections.items()}
         submitting, known = partial(submit, desk), partial(_made_here, jobs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -380,3 +381,25 @@ def test_a_refused_part_leaves_a_gap(service: Client, pacs: FakePacs, jobs: Path
     service.request("POST", f"/dicomweb/jobs/{job['id']}/retry")
     idle(service, jobs)
     assert len(restored(pacs)) == 3
+
+
+def test_half_received_instances_do_not_stay(service: Client, jobs: Path) -> None:
+    left, fresh = (jobs / "spool" / "incoming" / name for name in ("left.dcm", "fresh.dcm"))
+    for path in (left, fresh):
+        path.write_bytes(b"x")
+    os.utime(left, (1, 1))
+    assert send(service, []) == []
+    until(service, lambda: not left.exists())
+    assert fresh.exists()
+    fresh.unlink()
+
+
+def test_a_database_that_cannot_be_used_costs_routing_alone(
+    pacs: FakePacs, built_repository: Path, rules: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "routing.sqlite3").write_bytes(b"no database" * 100)
+    with pacs_service(pacs, built_repository, tmp_path / "jobs", pacs_rules=rules) as client:
+        assert "routing.sqlite3" in problem(stow(client, slices(1)))["detail"]
+        assert client.get("/pacs/route").status_code == 503
+        assert client.get("/pacs/status").status_code == 200
