@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.main import create_app
 from app.openapi import document
-from app.routes import jobs, v2
+from app.routes import jobs, pacs, v2
 from app.settings import Settings
 from tests.integration.client import Client, changed, dicom, npy, problem, serving
 from tests.reference_images import REFERENCES
@@ -204,6 +204,7 @@ def test_metrics_are_in_base_units_with_closed_labels(client: Client, picture: b
         *(f"{p}{r}" for p in ("", "/v1") for r in ("/denoise", "/superresolve", "/analyze", "/models", "/metrics")),
         *(f"{p}{r}" for p in ("", "/v1") for r in ("/healthz/live", "/healthz/ready")),
         *(route.path for route in v2.router.routes),  # type: ignore[attr-defined]
+        *(route.path for route in pacs.router.routes),  # type: ignore[attr-defined]
         *(f"{p}{route.path}" for p in ("", "/v1") for route in jobs.router.routes),  # type: ignore[attr-defined]
     }
     assert families["medrestore_request_duration_seconds"].type == "histogram"
