@@ -21,7 +21,12 @@ ENDS = ("completed", "completed_with_gaps", "failed", "cancelled")
 @contextmanager
 def fast() -> Iterator[None]:
     """Waits of jobs and looks at credentials are short inside the `with` block."""
-    short = {"app.pacs.job.WAIT_LEAST_S": 0.05, "app.pacs.desk.LOOK_S": 0.1, "app.pacs.flow.LONG_S": 0.3}
+    short: dict[str, float] = {
+        "app.pacs.job.WAIT_LEAST_S": 0.05,
+        "app.pacs.desk.LOOK_S": 0.1,
+        "app.pacs.flow.LONG_S": 0.3,
+    }
+    short["app.pacs.job.KEPT"] = 4
     with ExitStack() as stack:
         for name, seconds in short.items():
             stack.enter_context(patch(name, seconds))

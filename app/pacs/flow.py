@@ -106,14 +106,13 @@ class Flow:
 
     async def _stream(self, left: dict[str, Instance]) -> None:
         """Takes out of `left` what comes. A stream that breaks off, or is none, leaves the rest."""
-        folder, wanted = _made(self._run.folder / "series"), len(left)
+        folder = _folder(self._run.folder / "series")
         try:
             async with aclosing(self._web.retrieve_series(self._order.study, self._order.series, folder)) as paths:
                 while left and (path := await self._next(paths)):
                     await self._receive(path, left)
         except PacsUnavailable:
-            if len(left) == wanted:
-                raise
+            await self._web.reachable()  # one instance may be what breaks the stream
         except (PacsMalformed, PacsRefused, PacsGone):
             pass  # single calls tell which instance it is
 
@@ -142,7 +141,7 @@ class Flow:
             self._take(instance, path)
 
     async def _fetch_singly(self, rest: Iterator[Instance]) -> None:
-        folder = _made(self._run.folder / "single")
+        folder = _folder(self._run.folder / "single")
         for instance in rest:
             await self._room.acquire()
             path = folder / f"{instance.position:06}.dcm"
@@ -194,7 +193,7 @@ class Flow:
         from models.imaging.dicom.label import read_label
 
         instance = fetched.instance
-        target = _made(self._run.folder / "derived") / f"{instance.position:06}.dcm"
+        target = _folder(self._run.folder / "derived") / f"{instance.position:06}.dcm"
         try:
             label = await asyncio.to_thread(read_label, fetched.path)
             self._assert_ours(instance, label.instance, label.series, label.study, label.patient)
@@ -229,10 +228,13 @@ class Flow:
                 makers -= 1
                 continue
             more = made.path.stat().st_size
-            if len(batch) == self._peer.stow_items or (batch and size + more > self._peer.stow_bytes):
+            if batch and size + more > self._peer.stow_bytes:
                 await self._send(batch)
                 batch, size = [], 0
             batch, size = [*batch, made], size + more
+            if len(batch) == self._peer.stow_items:
+                await self._send(batch)
+                batch, size = [], 0
         if batch:
             await self._send(batch)
 
@@ -287,6 +289,6 @@ class Flow:
         await self._run.progress(total - counts[Outcome.PENDING], total)
 
 
-def _made(folder: Path) -> Path:
+def _folder(folder: Path) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder

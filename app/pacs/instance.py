@@ -90,16 +90,17 @@ class Instances:
                 [(derived, digest, job, source) for source, derived, digest in made],
             )
 
-    def found(self, job: str, derived: Collection[str]) -> None:
-        """Notes which derived instances the PACS holds: what is pending and there needs no storing."""
+    def found(self, job: str, derived: Collection[str]) -> int:
+        """Notes which derived instances the PACS holds: what is pending and there needs no storing. Gives how many
+        are pending still."""
         with self._changing() as connection:
-            connection.executemany(
-                "UPDATE pacs_instance SET state = 'stored' WHERE job = ? AND source = ? AND state = 'pending'",
-                [(job, i.source) for i in self._select(connection, job, (Outcome.PENDING,)) if i.derived in derived],
-            )
+            pending = self._select(connection, job, (Outcome.PENDING,))
+            there = [(job, i.source) for i in pending if i.derived in derived]
+            connection.executemany("UPDATE pacs_instance SET state = 'stored' WHERE job = ? AND source = ?", there)
+            return len(pending) - len(there)
 
-    def missed(self, job: str, derived: Collection[str], most: int) -> int:
-        """Has what the PACS lacks of the stored done again, `most` times each; gives how many are pending now."""
+    def missed(self, job: str, derived: Collection[str], most: int) -> None:
+        """Has what the PACS lacks of the stored done again; what it lacked `most` times in turn has failed."""
         with self._changing() as connection:
             lost = self._select(connection, job, (Outcome.STORED, Outcome.VERIFIED))
             connection.executemany(
@@ -108,12 +109,13 @@ class Instances:
                 "reason = iif(attempts + 1 < ?1, NULL, 'not_kept') WHERE job = ?2 AND source = ?3",
                 [(most, job, i.source) for i in lost if i.derived not in derived],
             )
-        return self.counts(job)[Outcome.PENDING]
 
     def verify(self, job: str) -> None:
         """All that is stored is verified."""
         with self._changing() as connection:
-            connection.execute("UPDATE pacs_instance SET state = 'verified' WHERE job = ? AND state = 'stored'", (job,))
+            connection.execute(
+                "UPDATE pacs_instance SET state = 'verified', attempts = 0 WHERE job = ? AND state = 'stored'", (job,)
+            )
 
     def failed_once(self, job: str, source: str, most: int, reason: str) -> bool:
         """Counts an attempt at an instance, which fails with `reason` at the last of `most`; tells whether it did."""

@@ -29,7 +29,7 @@ from app.log import event
 from app.offload import whole
 from app.pacs.dicomweb import DicomWeb
 from app.pacs.errors import PacsDenied, PacsGone, PacsUnavailable
-from app.pacs.flow import ATTEMPTS, NOT_RESTORED, Bounds, Flow
+from app.pacs.flow import NOT_RESTORED, Bounds, Flow
 from app.pacs.instance import Instance, Instances, Outcome
 from app.pacs.key import Order
 from app.pacs.maker import Maker, bytes_of, pixel_digest, precision_of
@@ -37,11 +37,13 @@ from app.pacs.peer import Peer
 from app.pacs.row import InstanceRow
 from app.pipeline import EXACT
 from app.service import Service
+from app.settings import Settings
 from models.bundle import Bundle
 from models.errors import BundleInvalid, BundleNotFound, MedRestoreError, OptionError
 
 KIND = "pacs"
 WAIT_LEAST_S, WAIT_MOST_S = 1.0, 300.0
+KEPT = 8  # times that a PACS may not list what it has confirmed, until it counts as failed: minutes
 ROWS = 500  # instances noted at one time
 UNKNOWN_BYTES = 32 * 1024**2  # an instance of which the PACS does not tell the size
 ON_THE_WAY_BYTES = 256 * 1024**2  # fetched ahead, and again restored
@@ -99,26 +101,26 @@ class PacsHandler:
         return await self._work(run, order, bundle, EXACT)
 
     async def _work(self, run: Run, order: Order, bundle: Bundle, precision: str) -> dict[str, Any]:
+        connection, settings = self._connections[order.pacs], self._service.settings
         maker = Maker(self._service, bundle, order, precision, datetime.fromtimestamp(run.created))
-        series = _Series(run, order, self._connections[order.pacs], self._instances, maker)
+        series = _Series(run, order, connection.web, self._instances, maker)
         await run.phase("listing")
         if not await series.list() and not series.listed:
             raise PacsGone()
         await series.find()
-        largest = series.largest * order.scale**2
-        peer = self._connections[order.pacs].peer
-        bounds = bounds_for(series.largest, largest, peer)
-        async with self._folder.promise(run.id, _bytes_needed(bounds, series.largest, largest)):
-            while True:
+        derived = series.largest * order.scale**2
+        bounds = bounds_for(series.largest, derived, connection.peer)
+        async with self._folder.promise(run.id, _bytes_needed(bounds, series.largest, derived)):
+            more = True
+            while more:
                 await run.phase("running")
                 await whole(asyncio.to_thread(_empty, run))
-                connection = self._connections[order.pacs]
-                await Flow(run, order, connection.web, peer, self._instances, maker, bounds, self._observe).work()
+                parts = (connection.web, connection.peer, self._instances, maker, bounds, self._observe)
+                await Flow(run, order, *parts).work()
                 await run.phase("verifying")
-                if await series.lacks() or await series.list():
-                    continue
-                await series.compare(self._service)
-                break
+                await series.confirm()
+                more = await series.list() > 0
+            await series.compare(settings)
         counts = await asyncio.to_thread(self._instances.counts, run.id)
         gaps = counts[Outcome.FAILED] + counts[Outcome.GONE]
         phase = "completed_with_gaps" if gaps else "completed"
@@ -128,10 +130,10 @@ class PacsHandler:
 class _Series:
     """The source series and the derived one, as the PACS has them."""
 
-    def __init__(self, run: Run, order: Order, connection: Connection, instances: Instances, maker: Maker) -> None:
+    def __init__(self, run: Run, order: Order, web: DicomWeb, instances: Instances, maker: Maker) -> None:
         self._run = run
         self._order = order
-        self._web = connection.web
+        self._web = web
         self._instances = instances
         self._maker = maker
         self.listed = 0
@@ -159,21 +161,23 @@ class _Series:
             return Instance(row.sop_instance, derived, Outcome.SKIPPED, kind)
         return Instance(row.sop_instance, derived)
 
-    async def find(self) -> None:
-        """Notes what the PACS holds already."""
-        await asyncio.to_thread(self._instances.found, self._run.id, await self._held())
+    async def find(self) -> int:
+        """Notes what the PACS holds already, and what of the stored it holds no more; gives how much is pending."""
+        held = await self._held()
+        await asyncio.to_thread(self._instances.missed, self._run.id, held, KEPT)
+        return await asyncio.to_thread(self._instances.found, self._run.id, held)
 
-    async def lacks(self) -> int:
-        """How many instances have to be done again, since the PACS does not list them."""
-        return await asyncio.to_thread(self._instances.missed, self._run.id, await self._held(), ATTEMPTS)
+    async def confirm(self) -> None:
+        """Whether the PACS lists all that it has confirmed. Raises PacsUnavailable: some list late."""
+        if await self.find():
+            raise PacsUnavailable("unlisted")
 
     async def _held(self) -> set[str]:
         rows = self._web.instances(self._order.study, self._maker.series)
         return {row.sop_instance async for row in rows}
 
-    async def compare(self, service: Service) -> None:
+    async def compare(self, settings: Settings) -> None:
         """Reads a sample back; all is verified where its pixels are right. Raises PixelsDiffer."""
-        settings = service.settings
         path = self._run.folder / "sample.dcm"
         for instance in await asyncio.to_thread(self._instances.sample, self._run.id, settings.pacs_sample):
             expected = instance.digest or await self._made_again(instance)

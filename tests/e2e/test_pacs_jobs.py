@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ import pytest
 
 from models.imaging.dicom import decode_dicom
 from tests.dicom_objects import read
-from tests.e2e.server import Server, children, still_there
+from tests.e2e.server import ROOT, Server, children, still_there
 from tests.fake_pacs import slices
 from tests.orthanc import TestOrthanc
 from tests.pacs_service import ENDS
@@ -144,6 +146,14 @@ def test_case_11_a_service_killed_at_a_random_instance_loses_and_repeats_nothing
     assert before["derived_series"] == job["derived_series"]
     stored = sum(one["state"] == "verified" for one in call(server, f"/pacs/jobs/{id}/instances")["instances"])
     assert stored == count
+
+
+def test_case_18_memory_does_not_grow_with_the_series(shared: Path) -> None:
+    """In small; the benchmark's own figures are 2,000 slices."""
+    command = [sys.executable, "-m", "tests.benchmarks.pacs", "--slices", "100", "--side", "128", "--growth", "150"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "above idle" in done.stdout
 
 
 def test_case_4_a_pacs_killed_mid_response(launch, start_orthanc: Callable[..., TestOrthanc]) -> None:

@@ -264,6 +264,15 @@ def test_case_3_a_pacs_that_lists_and_sends_nothing_has_the_job_wait(
     assert wait(service, id)["instances"]["verified"] == 6
 
 
+def test_case_3_a_stream_that_always_fails_is_done_without(service: Client, pacs: FakePacs, series: str) -> None:
+    def poison(verb: str, request: httpx.Request) -> httpx.Response | None:
+        return httpx.Response(500) if verb == "wado-series" else None
+
+    with pacs.rule(poison):
+        job = wait(service, submit(service, series)["id"])
+    assert (job["state"], job["instances"]["verified"]) == ("completed", 6)
+
+
 @pytest.mark.parametrize("keep", [200, 5000, 9000])
 def test_case_4_a_stream_that_breaks_off_is_never_taken_for_whole(
     service: Client, pacs: FakePacs, series: str, keep: int
@@ -302,6 +311,30 @@ def test_case_6_only_what_is_missing_is_sent(service: Client, pacs: FakePacs, se
     job = wait(service, done["id"], lambda job: len(pacs.stored) == before + 4 and job["state"] == "completed")
     assert job["instances"]["verified"] == 6
     assert len(pacs.series(done["derived_series"])) == 6
+
+
+@pytest.mark.parametrize(("late", "state"), [(2, "completed"), (10**6, "completed_with_gaps")])
+def test_what_the_pacs_took_and_does_not_list_is_waited_for_a_while(
+    service: Client, pacs: FakePacs, series: str, late: int, state: str
+) -> None:
+    derived = ""
+    lists = 0
+
+    def lag(verb: str, request: httpx.Request) -> httpx.Response | None:
+        nonlocal lists
+        if not derived or verb != "qido" or derived not in request.url.path or "offset=0" not in str(request.url):
+            return None
+        lists += 1
+        return httpx.Response(200, json=[]) if lists <= late + 1 else None
+
+    with pacs.rule(lag):
+        job = submit(service, series)
+        derived = job["derived_series"]
+        job = wait(service, job["id"])
+    assert job["state"] == state
+    assert set(outcomes(service, job["id"]).values()) == (
+        {("verified", None)} if state == "completed" else {("failed", "not_kept")}
+    )
 
 
 @pytest.mark.parametrize("status", [200, 202, 400, 409])
