@@ -67,12 +67,12 @@ async def read_upload(request: Request, limit: int, stall_s: float) -> Upload:
     try:
         with span("receive"):
             if _is_form(request):
-                chunks = _limited(request, limit, stall_s)
+                chunks = limited(request, limit, stall_s)
                 part = await _parse(MemoryParser(request.headers, chunks, max_files=1, max_fields=1))
                 data, hint = await part.read(), _hint(part)
                 await part.close()
             else:
-                data = b"".join([chunk async for chunk in _limited(request, limit, stall_s)])
+                data = b"".join([chunk async for chunk in limited(request, limit, stall_s)])
                 hint = _declared(request)
     except ClientDisconnect as exc:
         raise Cancelled("the caller went away while sending") from exc
@@ -92,13 +92,13 @@ async def save_upload(
     with path.open("r+b") as file:
         try:
             if _is_form(request):
-                chunks = _limited(request, limit, stall_s, cover)
+                chunks = limited(request, limit, stall_s, cover)
                 parser = FileParser(request.headers, chunks, max_files=1, max_fields=1)
                 parser.target = file
                 hint = _hint(await _parse(parser))
             else:
                 hint = _declared(request)
-                async for chunk in _limited(request, limit, stall_s, cover):
+                async for chunk in limited(request, limit, stall_s, cover):
                     await asyncio.to_thread(file.write, chunk)
         except ClientDisconnect as exc:
             raise Cancelled("the caller went away while sending") from exc
@@ -134,10 +134,14 @@ async def _parse(parser: MultiPartParser) -> UploadFile:
     return part
 
 
-async def _limited(
+async def limited(
     request: Request, limit: int, stall_s: float, cover: Callable[[int], Awaitable[None]] | None = None
 ) -> AsyncGenerator[bytes, None]:
-    """The body's chunks, as long as they come, and their sum is within the limit."""
+    """The body's chunks, as long as they come, and their sum is within the limit.
+
+    `cover` is told the sum before a chunk is given. Raises what it raises, ImageTooLarge, UploadStalled and
+    ClientDisconnect.
+    """
     count, chunks = 0, aiter(request.stream())
     while (chunk := await _next(chunks, stall_s)) is not None:
         count += len(chunk)

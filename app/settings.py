@@ -155,7 +155,9 @@ class Settings(BaseSettings):
     )
     pacs_jobs: PositiveInt = Field(default=2, description="PACS jobs worked on at one time")
     pacs_give_up_s: PositiveFloat = Field(
-        default=86400.0, description="a PACS job fails that has waited this long for its PACS or for disk, seconds"
+        default=86400.0,
+        description="a PACS job fails that has waited this long for its PACS or for disk, seconds; what was sent "
+        "here waits for ever",
     )
     pacs_sample: PositiveInt = Field(
         default=20, description="of so many stored instances, one is read back and compared; the first one always"

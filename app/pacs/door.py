@@ -12,7 +12,6 @@ import asyncio
 import logging
 import os
 import shutil
-import sqlite3
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass
@@ -178,10 +177,10 @@ class Door:
         try:
             head = read_head(path, self._settings.limit_bytes)
             kind = kind_of(head.attributes)
-        except ImageError as error:
-            return Judgement(
-                None, OUT_OF_RESOURCES if isinstance(error, ImageTooLarge) else CANNOT_UNDERSTAND, "damaged"
-            )
+        except ImageTooLarge:
+            return Judgement(None, OUT_OF_RESOURCES, "too_large")
+        except ImageError:
+            return Judgement(None, CANNOT_UNDERSTAND, "damaged")
         if study is not None and head.study != study:
             return Judgement(head, OTHER_STUDY, "other_study")
         if door.originals:
@@ -228,17 +227,24 @@ class Door:
     async def close(self, folder: Path) -> list[str]:
         """Makes jobs of a transfer that has ended, and empties its folder; the jobs' ids.
 
-        Raises QueueFull, DiskFull, JobsUnavailable, OSError: the transfer stays, to be closed another time.
+        Raises QueueFull, DiskFull, JobsUnavailable, OSError: what is not in a job by then stays, to be closed another
+        time.
         """
         door = self.rules()
-        ids = []
+        ids, left = [], 0
         for series in await asyncio.to_thread(_series_of, folder, self._settings.limit_bytes):
             work = door.work(series.candidate)
-            if work is None and not door.originals:  # fewer instances than the rule asks for, or other rules by now
-                event("series not taken at the door", logging.WARNING, instances=len(series.files))
+            if work is None and not door.originals:  # accepted by rules that are others by now
+                left += len(series.files)
                 continue
-            if not await self._submitted(key := f"door\n{folder.name} {series.candidate.series}"):
+            key = f"door\n{folder.name} {series.candidate.study} {series.candidate.series}"
+            if not await self._submitted(key):
                 ids.append(await self._submit(key, series, door, work))
+            await whole(asyncio.to_thread(_unlink, series.files))
+        if left:
+            raise JobsUnavailable(
+                f"no rule takes {left} instances any more that were accepted; give the door a default"
+            )
         await self.discard(folder)
         return ids
 
@@ -257,7 +263,11 @@ class Door:
         """Makes jobs of transfers that have ended, for ever; those of a full queue or disk another time."""
         while True:
             self._ended.clear()
-            done = [await self._take_up(folder) for folder in await asyncio.to_thread(self._left)]
+            try:
+                done = [await self._take_up(folder) for folder in await asyncio.to_thread(self._left)]
+            except OSError as error:
+                event("the spool cannot be read", logging.ERROR, **places(error))
+                done = [False]
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if all(done) else RETRY_S):
                     await self._ended.wait()
@@ -268,7 +278,7 @@ class Door:
             return True
         try:
             await (self.close(folder) if folder.name.startswith("dimse-") else self.discard(folder))
-        except (MedRestoreError, OSError, sqlite3.Error) as error:
+        except Exception as error:  # noqa: BLE001  (one transfer must not keep the others out)
             reason = str(error) if isinstance(error, MedRestoreError) else type(error).__name__
             event("a transfer waits at the door", logging.WARNING, reason=reason, **places(error))
             return False
@@ -346,6 +356,11 @@ def _link(files: Sequence[Path], target: Path) -> None:
         os.link(path, target / path.name)
     sync_folder(target)
     sync_folder(target.parent)
+
+
+def _unlink(files: Sequence[Path]) -> None:
+    for path in files:
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,12 +3,14 @@
 The job's folder holds the files that are still to be done: one leaves it when the PACS has confirmed all
 that was to be stored for it. Whatever cuts a run off, the next one does what is there; the derived UIDs
 follow from the content, so that storing again is harmless. What the PACS refused, or no model can restore,
-is kept with the job, for `retry`.
+is kept with the job, for `retry`. A job waits for its PACS as long as it takes, and rests without its model:
+the files may be nowhere else.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +27,11 @@ from app.offload import whole
 from app.pacs.dicomweb import Stored, batches
 from app.pacs.errors import PacsRefused, PacsUnavailable
 from app.pacs.header import kind_of, read_head
-from app.pacs.job import Connection, translated
+from app.pacs.job import Connection, bundle_of, translated
 from app.pacs.key import Order
 from app.pacs.maker import Maker, precision_of
 from app.service import Service
-from models.errors import BundleNotFound, ImageError, OptionError
+from models.errors import BundleError, ImageError, OptionError
 
 if TYPE_CHECKING:
     from models.imaging.dicom import Head
@@ -74,7 +76,7 @@ class DoorHandler:
         connection = self._connections.get(delivery.pacs)
         if connection is None:
             raise Blocked(OptionError("the job's PACS is not in the settings any more"))
-        with translated(run, self._service.settings.pacs_give_up_s):
+        with translated(run, math.inf):  # what is here may be nowhere else
             maker = self._maker(run, delivery)
             forwarding = _Forwarding(run, delivery, connection, maker, self._service.settings.limit_bytes)
             async with self._folder.promise(run.id, await asyncio.to_thread(forwarding.bytes_needed)):
@@ -84,9 +86,10 @@ class DoorHandler:
         if delivery.order is None:
             return None
         order = Order(**delivery.order)
-        bundle = self._service.catalogue.lookup(order.model, order.operation, order.scale)
-        if bundle.digest != order.digest:
-            raise BundleNotFound(f"model {order.model} is another one than when the job was accepted")
+        try:
+            bundle = bundle_of(order, self._service.catalogue)
+        except (BundleError, OptionError) as error:
+            raise Blocked(error) from error
         precision = precision_of(order, bundle, self._service)
         return Maker(self._service, bundle, order, precision, datetime.fromtimestamp(run.created))
 

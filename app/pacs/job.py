@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from app.catalogue import Catalogue
 from app.errors import BackendUnavailable, DiskFull, PixelsDiffer
 from app.jobs.crew import NO_SPACE
 from app.jobs.folder import JobFolder
@@ -87,9 +88,7 @@ class PacsHandler:
             await whole(asyncio.to_thread(shutil.rmtree, run.folder, ignore_errors=True))
 
     async def _serve(self, run: Run, order: Order) -> dict[str, Any]:
-        bundle = self._service.catalogue.lookup(order.model, order.operation, order.scale)
-        if bundle.digest != order.digest:
-            raise BundleNotFound(f"model {order.model} is another one than when the job was accepted")
+        bundle = bundle_of(order, self._service.catalogue)
         precision = precision_of(order, bundle, self._service)
         try:
             return await self._work(run, order, bundle, precision)
@@ -205,6 +204,16 @@ class _Series:
         made = await self._maker.make(instance.source, source, target)
         await asyncio.to_thread(self._instances.announce, self._run.id, [(made.source, made.derived, made.digest)])
         return made.digest
+
+
+def bundle_of(order: Order, catalogue: Catalogue) -> Bundle:
+    """The very model that was ordered. Raises BundleError, OptionError."""
+    bundle = catalogue.lookup(order.model, order.operation, order.scale)
+    if bundle.digest != order.digest:
+        raise BundleNotFound(
+            f"model {order.model} is another one than when the job was accepted: put that one back, and retry"
+        )
+    return bundle
 
 
 def bounds_for(source: int, derived: int, peer: Peer) -> Bounds:

@@ -50,8 +50,11 @@ class Routing:
 
     @property
     def problem(self) -> str | None:
-        """Why the rules file is not in force as it is."""
-        return None if self.router is None else self.router.rulebook.problem
+        """Why the rules file is not in force as it is now."""
+        if self.router is None:
+            return None
+        self.router.rulebook.rules()
+        return self.router.rulebook.problem
 
     def the_router(self) -> Router:
         """Raises JobsUnavailable."""
@@ -78,7 +81,9 @@ async def routing(
             event("nothing is routed", logging.ERROR, reason=reason)
         yield Routing(reason=reason)
         return
-    rulebook = Rulebook(settings.pacs_rules, partial(check_rules, list(connections), service.catalogue))
+    listening = settings.dimse_port is not None
+    checking = partial(check_rules, list(connections), service.catalogue, listening)
+    rulebook = Rulebook(settings.pacs_rules, checking)
     rulebook.rules()
     try:
         cursors = await asyncio.to_thread(Cursors, jobs.folder.root / DATABASE)
@@ -138,9 +143,15 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def check_rules(pacs: list[str], catalogue: Catalogue, rules: Rules) -> None:
-    """Raises RuleError where rules name a PACS or a model that is not there."""
+def check_rules(pacs: list[str], catalogue: Catalogue, listening: bool, rules: Rules) -> None:
+    """Raises RuleError where rules name a PACS or a model that is not there, or, where C-STORE is listened for, where
+    they may drop what was accepted."""
     door = rules.door
+    if listening and door is not None and not door.takes_small_series:
+        raise RuleError(
+            "rules: door: min_instances with C-STORE, which answers each instance before it is known how many come: "
+            "leave it out, or say what becomes of smaller series by [door.default] or originals = true"
+        )
     works: list[tuple[str, Work]] = [(f"route {route.name!r}", route) for route in rules.route]
     named = [(f"route {route.name!r}", route.pacs) for route in rules.route]
     if door is not None:

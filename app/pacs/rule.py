@@ -146,6 +146,16 @@ class Door(_Table):
             raise ValueError("routes of the door have no pacs of their own; the door's is where all goes")
         return self
 
+    @property
+    def takes_small_series(self) -> bool:
+        """Whether no series is refused for having few instances alone."""
+        any_size = [one.when for one in self.route if one.when.min_instances == 1]
+        return (
+            self.originals
+            or self.default is not None
+            or all(any(when.covers(one.when) for when in any_size) for one in self.route)
+        )
+
     def work(self, candidate: Candidate) -> Work | None:
         """What is done to a series, None where nothing is."""
         return next((route for route in self.route if route.when.unmet(candidate) is None), self.default)

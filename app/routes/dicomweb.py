@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from email.message import Message
 from pathlib import Path
@@ -18,7 +17,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as InPath
 from starlette.requests import ClientDisconnect
 
-from app.body import declared_bytes
+from app.body import declared_bytes, limited
 from app.errors import Cancelled, InvalidBody, NotAcceptable
 from app.jobs.store import Job
 from app.negotiation import parse_accept, weight
@@ -104,10 +103,11 @@ async def _receive(
     settings = request.app.state.service.settings
     paths = iter(transfer.path, None)
     reader = Reader(boundary, settings.job_bytes)
+    chunks = limited(request, settings.door_bytes, settings.stall_s, transfer.cover)
     told: list[Judgement] = []
     known: set[str] = set()
     try:
-        async with aclosing(save_parts(_limited(request, transfer, settings.door_bytes), reader, paths)) as parts:
+        async with aclosing(save_parts(chunks, reader, paths)) as parts:
             async for path in parts:
                 if len(told) == settings.door_instances:
                     raise ImageTooLarge(f"more than {settings.door_instances} instances in one request")
@@ -134,17 +134,6 @@ def _judge(door: Door, path: Path, study: str | None, known: set[str]) -> Judgem
         known.add(judged.head.sop_instance)
         keep(path)
     return judged
-
-
-async def _limited(request: Request, transfer: Transfer, limit: int) -> AsyncGenerator[bytes, None]:
-    """The body, as long as it is within the limit and the disk has room for it."""
-    count = 0
-    async for chunk in request.stream():
-        count += len(chunk)
-        if count > limit:
-            raise ImageTooLarge(f"the body is larger than the limit of {limit} bytes")
-        await transfer.cover(count)
-        yield chunk
 
 
 def _boundary(request: Request) -> bytes:

@@ -6,9 +6,10 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import numpy as np
@@ -17,6 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage, Verification  # type: ignore[attr-defined]
 
+from models.errors import BundleNotFound
 from models.imaging.dicom import decode_dicom
 from tests.dicom_objects import dataset_of, file_of, grey, packaged, read
 from tests.fake_pacs import FakePacs, parts_of, slices
@@ -227,18 +229,69 @@ def test_originals_go_first_and_all_kinds_pass(service: Client, pacs: FakePacs, 
     assert len(restored(pacs)) == 2
 
 
-def test_routes_of_the_door_choose_by_series(service: Client, pacs: FakePacs, rules: Path, jobs: Path) -> None:
-    before = rules.read_text()
-    route = '[[door.route]]\nname = "big"\nwhen = {min_instances = 3}\noperation = "denoise"\n'
-    rules.write_text(DOOR + route)
-    try:
-        assert stow(service, slices(3, "1.2.3.56")).status_code == 200
-        idle(service, jobs)
+BIG = '[[door.route]]\nname = "big"\nwhen = {min_instances = 3}\noperation = "denoise"\n'
+
+
+def test_routes_of_the_door_choose_by_series(pacs: FakePacs, built_repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "rules.toml").write_text(DOOR + BIG)
+    with pacs_service(pacs, built_repository, tmp_path / "jobs", pacs_rules=tmp_path / "rules.toml") as client:
+        assert stow(client, slices(3, "1.2.3.56")).status_code == 200
+        idle(client, tmp_path / "jobs")
         assert len(restored(pacs)) == 3
-        response = stow(service, slices(2, "1.2.3.57"))
+        response = stow(client, slices(2, "1.2.3.57"))
         assert (response.status_code, set(told(response)[1].values())) == (409, {0x0124})
+
+
+def test_rules_that_would_drop_what_c_store_accepted_are_refused(service: Client, rules: Path) -> None:
+    before = rules.read_text()
+    rules.write_text(DOOR + BIG)
+    try:
+        assert "min_instances" in service.get("/pacs/status").json()["rules_problem"]
+        assert stow(service, slices(1, "1.2.3.59")).status_code == 200  # by the rules before
     finally:
         rules.write_text(before)
+    assert service.get("/pacs/status").json()["rules_problem"] is None
+
+
+def test_a_body_that_stops_coming_is_given_up(pacs: FakePacs, built_repository: Path, tmp_path: Path) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield body_of(slices(2, "1.2.3.58"))[:1000]
+        await asyncio.sleep(END_S)
+
+    (tmp_path / "rules.toml").write_text(DOOR + RESTORE)
+    settings: dict[str, Any] = {"pacs_rules": tmp_path / "rules.toml", "stall_s": 0.1}
+    with pacs_service(pacs, built_repository, tmp_path / "jobs", **settings) as client:
+        response = client.request("POST", "/dicomweb/studies", content=body(), headers={"Content-Type": TYPE})
+        assert problem(response)["type"].endswith("upload-stalled")
+        assert list(tmp_path.glob("jobs/spool/*")) == []
+
+
+def test_what_was_accepted_outlasts_a_pacs_that_is_down_and_a_model_that_is_gone(
+    pacs: FakePacs, built_repository: Path, tmp_path: Path
+) -> None:
+    def down(verb: str, request: httpx.Request) -> httpx.Response | None:
+        raise httpx.ConnectError("refused")
+
+    def gone(*_: object) -> None:
+        raise BundleNotFound("another model")
+
+    (tmp_path / "rules.toml").write_text(DOOR + RESTORE)
+    settings: dict[str, Any] = {"pacs_rules": tmp_path / "rules.toml", "pacs_give_up_s": 0.01}
+    with pacs_service(pacs, built_repository, tmp_path / "jobs", **settings) as client:
+
+        def state() -> str:
+            return str(client.get("/dicomweb/jobs").json()["jobs"][0]["state"])
+
+        with pacs.rule(down):
+            assert stow(client, slices(3, "1.2.3.81")).status_code == 200
+            until(client, lambda: state() == "waiting")
+            client.runner.run(asyncio.sleep(0.3))
+            assert state() in ("waiting", "running")
+            with patch("app.pacs.forward.bundle_of", gone):
+                until(client, lambda: state() == "blocked")
+        client.request("POST", f"/dicomweb/jobs/{client.get('/dicomweb/jobs').json()['jobs'][0]['id']}/retry")
+        idle(client, tmp_path / "jobs")
+    assert len(restored(pacs)) == 3
 
 
 def test_without_a_door_nothing_is_taken(service: Client, rules: Path) -> None:
@@ -340,6 +393,40 @@ def test_what_a_death_left_in_the_spool_becomes_jobs(
         idle(client, tmp_path / "jobs")
     assert len(restored(pacs)) == 3  # a STOW request that was cut off was answered to nobody
     assert list((tmp_path / "jobs" / "spool").glob("*")) == []
+
+
+def spooled(root: Path, *files: bytes) -> Path:
+    """What an association of a service that died has left."""
+    folder = root / "spool" / "dimse-0123"
+    folder.mkdir(parents=True)
+    for index, data in enumerate(files):
+        (folder / f"{index:06}.dcm").write_bytes(data)
+    return folder
+
+
+def test_one_series_uid_in_two_studies_is_two_series(pacs: FakePacs, built_repository: Path, tmp_path: Path) -> None:
+    mine, other = slices(2, "1.2.3.77"), slices(1, "1.2.3.77", "1.2.4", SOPInstanceUID="1.2.4.9")
+    spooled(tmp_path / "jobs", *mine, *other)
+    (tmp_path / "rules.toml").write_text(DOOR + RESTORE)
+    with pacs_service(pacs, built_repository, tmp_path / "jobs", pacs_rules=tmp_path / "rules.toml") as client:
+        idle(client, tmp_path / "jobs")
+    assert sorted(made.StudyInstanceUID for made in restored(pacs)) == ["1.2.3", "1.2.3", "1.2.4"]
+
+
+def test_what_was_accepted_is_kept_until_rules_take_it(
+    pacs: FakePacs, built_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.pacs.door.RETRY_S", 0.05)
+    other = slices(1, "1.2.3.79", Modality="MR")
+    folder = spooled(tmp_path / "jobs", *slices(2, "1.2.3.78"), *other)
+    rules = tmp_path / "rules.toml"
+    rules.write_text(DOOR + '[[door.route]]\nname = "mr"\nwhen = {Modality = "MR"}\noperation = "denoise"\n')
+    with pacs_service(pacs, built_repository, tmp_path / "jobs", pacs_rules=rules) as client:
+        until(client, lambda: restored(pacs))
+        assert {read(path.read_bytes()).Modality for path in folder.iterdir()} == {"CT"}
+        rules.write_text(DOOR + RESTORE)
+        idle(client, tmp_path / "jobs")
+    assert [made.Modality for made in restored(pacs)].count("CT") == 2
 
 
 def test_a_refused_delivery_fails_and_can_be_tried_again(service: Client, pacs: FakePacs, jobs: Path) -> None:
