@@ -78,10 +78,13 @@ class DicomWeb:
         await self._query("/studies", [("StudyInstanceUID", NOBODY), ("limit", 1)])
 
     async def series(self, filters: Mapping[str, str], limit: int, offset: int = 0) -> list[SeriesRow]:
-        """One page of the series that match all of `filters`, which are DICOM keywords and matching values."""
+        """One page of the series that match all of `filters`, which are DICOM keywords and matching values.
+
+        Rows without valid UIDs are left out: nobody could ask for such a series.
+        """
         params: Params = [*filters.items(), *(("includefield", name) for name in SERIES_FIELDS)]
         page = await self._query("/series", [*params, ("limit", limit), ("offset", offset)])
-        return [series_row(item) for item in page]
+        return [found for item in page if (found := series_row(item))]
 
     async def instances(self, study: str, series: str) -> AsyncGenerator[InstanceRow, None]:
         """All instances of a series, asked for page by page, each told once.

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import aclosing, suppress
 from datetime import date, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 from app.log import event
 from app.pacs.candidate import Candidate
 from app.pacs.cursor import Cursor, Cursors, Seen
 from app.pacs.dicomweb import DicomWeb
-from app.pacs.errors import PacsDenied, PacsError, PacsGone, PacsUnavailable
+from app.pacs.errors import PacsDenied, PacsError, PacsGone, PacsMalformed, PacsRefused, PacsUnavailable
+from app.pacs.header import kind_of
 from app.pacs.orthanc import Change, Orthanc
-from app.pacs.row import SeriesRow
+from app.pacs.row import InstanceRow, SeriesRow
+from models.errors import ImageError
 
 PAGE = 500  # changes of one call
 STABLE = "StableSeries"
+DAY = "day"  # mark of a cursor whose position is a day, of a PACS that has no feed of changes
 PATIENCE = 5  # failures at one series, of a PACS that answers otherwise, before it is left out
 
 Take = Callable[[Candidate], Awaitable[None]]
@@ -43,6 +46,21 @@ class Feed(Protocol):
         """The newest series, whatever became of them. Raises PacsError."""
 
 
+class Patience:
+    """Tells when a series, at which the PACS fails again and again, is to hold up the others no longer."""
+
+    def __init__(self) -> None:
+        self._at = ""
+        self._failures = 0  # in a row
+
+    def over(self, at: str, error: PacsError | ValueError) -> bool:
+        """Books a failure at a series; whether it is to be left out now."""
+        if isinstance(error, PacsDenied):
+            return False
+        self._at, self._failures = at, self._failures + 1 if at == self._at else 1
+        return not isinstance(error, PacsUnavailable) or self._failures >= PATIENCE
+
+
 class ChangeFeed:
     """Orthanc's `/changes` from a cursor that is on the disk."""
 
@@ -51,13 +69,13 @@ class ChangeFeed:
         self._pacs = pacs
         self._orthanc = orthanc
         self._cursors = cursors
-        self._failed = (0, 0)  # number of the change that failed last, and how often
+        self._patience = Patience()
 
     async def poll(self, take: Take, leave_out: LeaveOut) -> bool:
         """See `Feed`. A database that began anew is read from its beginning."""
         last = await self._orthanc.last()
         cursor = await asyncio.to_thread(self._cursors.get, self._pacs)
-        if cursor is None:
+        if cursor is None or cursor.mark == DAY:
             event("change feed begins", pacs=self._pacs, position=last)
             await self._put(Cursor(last))
             return False
@@ -90,16 +108,13 @@ class ChangeFeed:
             found |= dict.fromkeys(reversed(stable))
             if len(found) >= count:
                 break
-        series = [await self._look(identifier) for identifier in list(found)[:count]]
-        return [candidate for candidate in series if candidate]
+        return await _readable([self._look(identifier) for identifier in list(found)[:count]])
 
     async def _offer(self, change: Change, take: Take, leave_out: LeaveOut) -> None:
         try:
             candidate = await self._look(change.identifier)
-        except PacsDenied:
-            raise
         except (PacsError, ValueError) as error:
-            if isinstance(error, PacsUnavailable) and not self._given_up(change.number):
+            if not self._patience.over(str(change.number), error):
                 raise
             leave_out("unreadable")
             return
@@ -108,14 +123,9 @@ class ChangeFeed:
         else:
             await take(candidate)
 
-    def _given_up(self, number: int) -> bool:
-        """Counts a failure at a change; whether there were too many."""
-        self._failed = number, self._failed[1] + 1 if self._failed[0] == number else 1
-        return self._failed[1] >= PATIENCE
-
     async def _look(self, identifier: str) -> Candidate | None:
         try:
-            tags = await self._orthanc.series(identifier)
+            tags = await self._orthanc.series(identifier, _decides)
         except PacsGone:
             return None
         return Candidate(tags.study, tags.series, tags.instances or 0, tags.header)
@@ -141,11 +151,14 @@ class QueryFeed:
         self._cursors = cursors
         self._stable_s = stable_s
         self._days = days
+        self._patience = Patience()
 
     async def poll(self, take: Take, leave_out: LeaveOut) -> bool:
         """See `Feed`."""
         cursor = await asyncio.to_thread(self._cursors.get, self._pacs)
         seen = await asyncio.to_thread(self._cursors.seen, self._pacs)
+        if cursor is not None and cursor.mark != DAY:  # the PACS had a feed of changes when it was written
+            cursor = None
         today = date.today()
         known_until = today if cursor is None else date.fromordinal(cursor.position)
         rows = await self._rows(min(known_until, today - timedelta(days=self._days)))
@@ -154,34 +167,44 @@ class QueryFeed:
             await self._judge(row, seen.get(row.series), cursor is None, take, leave_out)
         gone = seen.keys() - {row.series for row in rows}
         await asyncio.to_thread(self._cursors.forget, self._pacs, gone)
-        await asyncio.to_thread(self._cursors.put, self._pacs, Cursor(today.toordinal()))
+        await asyncio.to_thread(self._cursors.put, self._pacs, Cursor(today.toordinal(), DAY))
         return False
 
     async def recent(self, count: int) -> list[Candidate]:
         """See `Feed`; of the days that `poll` looks at."""
         rows = await self._rows(date.today() - timedelta(days=self._days))
         rows.sort(key=lambda row: row.study_date, reverse=True)
-        series = [await self._look(row, row.instances or 0) for row in rows[:count]]
-        return [candidate for candidate in series if candidate]
+        return await _readable([self._look(row, row.instances or 0) for row in rows[:count]])
 
     async def _judge(self, row: SeriesRow, known: Seen | None, begins: bool, take: Take, leave_out: LeaveOut) -> None:
         """One step of one series: noted, waited for, or handed on."""
         now = time.time()
         count = row.instances
-        if count is None:  # the PACS does not tell: growth after the judgement goes unnoticed
-            count = known.instances if known and known.judged else await self._count(row)
+        if count is None and known and known.judged:
+            count = known.instances  # the PACS does not tell: growth after the judgement goes unnoticed
+        elif count is None:
+            count = await self._count(row, known.instances if known else 0)
         if known is None or known.instances != count:
             await self._see(row, Seen(count, now, judged=begins))
             self.lag += not begins
         elif not known.judged and now - known.since < self._stable_s:
             self.lag += 1
         elif not known.judged:
-            candidate = await self._look(row, count)
-            if candidate is None:
-                leave_out("gone")
-            else:
-                await take(candidate)
+            await self._offer(row, count, take, leave_out)
             await self._see(row, Seen(count, known.since, judged=True))
+
+    async def _offer(self, row: SeriesRow, count: int, take: Take, leave_out: LeaveOut) -> None:
+        try:
+            candidate = await self._look(row, count)
+        except PacsError as error:
+            if not self._patience.over(row.series, error):
+                raise
+            leave_out("unreadable")
+            return
+        if candidate is None:
+            leave_out("gone")
+        else:
+            await take(candidate)
 
     async def _see(self, row: SeriesRow, seen: Seen) -> None:
         await asyncio.to_thread(self._cursors.see, self._pacs, row.series, seen)
@@ -198,19 +221,53 @@ class QueryFeed:
             offset += len(page)
         return list(found.values())
 
-    async def _count(self, row: SeriesRow) -> int:
-        return len([instance async for instance in self._web.instances(row.study, row.series)])
+    async def _count(self, row: SeriesRow, otherwise: int) -> int:
+        """How many instances there are; `otherwise` where that cannot be found out."""
+        try:
+            return len([instance async for instance in self._web.instances(row.study, row.series)])
+        except PacsError as error:
+            if not self._patience.over(row.series, error):
+                raise
+            return otherwise
 
     async def _look(self, row: SeriesRow, count: int) -> Candidate | None:
         try:
-            async with aclosing(self._web.instances(row.study, row.series)) as instances:
-                first = await anext(instances, None)
-            if first is None:
+            instance = await self._instance(row)
+            if instance is None:
                 return None
-            header = await self._web.header(row.study, row.series, first.sop_instance)
+            header = await self._web.header(row.study, row.series, instance.sop_instance)
         except PacsGone:
             return None
         return Candidate(row.study, row.series, count, header)
+
+    async def _instance(self, row: SeriesRow) -> InstanceRow | None:
+        """The first instance which says what the series is, as far as the list tells; else the first."""
+        first: InstanceRow | None = None
+        looked = 0
+        async with aclosing(self._web.instances(row.study, row.series)) as instances:
+            async for one in instances:
+                first, looked = first or one, looked + 1
+                if _decides({"SOPClassUID": one.sop_class, "ImageType": list(one.image_type)}):
+                    return one
+                if looked == PAGE:
+                    break
+        return first
+
+
+def _decides(header: Mapping[str, Any]) -> bool:
+    """Whether one instance tells what its series is: an image does; a localizer may lie in front of images."""
+    with suppress(ImageError):
+        return kind_of(header).name in ("image", "ours")
+    return False
+
+
+async def _readable(looks: Sequence[Coroutine[Any, Any, Candidate | None]]) -> list[Candidate]:
+    """Those series that can be read. Raises PacsUnavailable, PacsDenied."""
+    found = await asyncio.gather(*looks, return_exceptions=True)
+    for one in found:
+        if isinstance(one, BaseException) and not isinstance(one, PacsMalformed | PacsRefused | ValueError):
+            raise one
+    return [one for one in found if isinstance(one, Candidate)]
 
 
 def _mark(change: Change) -> str:

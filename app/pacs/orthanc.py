@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from app.pacs.errors import PacsGone, PacsMalformed
 from app.pacs.peer import Peer
 from app.pacs.row import UID, SeriesRow
 
+LOOKS = 5  # instances of a series that are looked at, at most
 IDENTIFIER = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{8}){4}")
 
 
@@ -62,18 +63,35 @@ class Orthanc:
         """Number of the newest entry, 0 where there is none."""
         return changes_of(await self._get("/changes?last")).last
 
-    async def series(self, identifier: str) -> SeriesTags:
-        """What rules ask of one series, by Orthanc's identifier. Raises ValueError where it is none."""
+    async def series(
+        self, identifier: str, decides: Callable[[Mapping[str, Any]], bool] = lambda header: True
+    ) -> SeriesTags:
+        """What rules ask of one series, by Orthanc's identifier. Raises ValueError where it is none.
+
+        The header is that of the first of some instances which `decides`, else of the first.
+        """
         if not IDENTIFIER.fullmatch(identifier):
             raise ValueError("not an identifier of Orthanc")
         series = await self._get(f"/series/{identifier}")
-        instances = _list(_object(series).get("Instances"))
-        if not instances or not IDENTIFIER.fullmatch(str(instances[0])):
+        instances = [one for one in _list(_object(series).get("Instances")) if IDENTIFIER.fullmatch(str(one))]
+        first: SeriesTags | None = None
+        for instance in _some(instances):
+            tags = tags_of(identifier, series, await self._get(f"/instances/{instance}/simplified-tags"))
+            if decides(tags.header):
+                return tags
+            first = first or tags
+        if first is None:
             raise PacsGone()
-        return tags_of(identifier, series, await self._get(f"/instances/{instances[0]}/simplified-tags"))
+        return first
 
     async def _get(self, path: str, params: dict[str, int] | None = None) -> Any:
         return await self._call.json("orthanc", self._base + path, list(params.items()) if params else None)
+
+
+def _some(instances: list[str]) -> list[str]:
+    """The first, the last, and some between."""
+    last = len(instances) - 1
+    return list(dict.fromkeys(instances[last * number // (LOOKS - 1)] for number in range(LOOKS))) if instances else []
 
 
 def tags_of(identifier: str, series: Any, tags: Any) -> SeriesTags:

@@ -48,7 +48,7 @@ class RouterObserver:
 class Verdict:
     """What the rules say to a series."""
 
-    decision: str  # "taken", "unmatched" or the kind that no rule may take: ours, report, unsupported, screen, ...
+    decision: str  # "taken", "unmatched", "unreadable" or the kind that no rule may take
     reason: str  # in words, without values of the series
     route: Route | None = None
     unmet: dict[str, str] = field(default_factory=dict)  # routes that were asked in vain -> why
@@ -109,7 +109,10 @@ class Router:
 
     async def judge(self, pacs: str, candidate: Candidate) -> Verdict:
         """What the rules say now; changes nothing."""
-        kind = kind_of(candidate.header)
+        try:
+            kind = kind_of(candidate.header)
+        except ImageError:
+            return Verdict("unreadable", "its header cannot be read")
         if kind.name != "ours" and await self._known(pacs, candidate.series):
             return Verdict("ours", "made by a job of this service")
         if kind.name != "image":
@@ -160,11 +163,7 @@ class Router:
 
     async def _take(self, pacs: str, candidate: Candidate) -> None:
         """Has a series restored, where a route says so. Raises MedRestoreError where that must wait."""
-        try:
-            verdict = await self.judge(pacs, candidate)
-        except ImageError:
-            self._book(pacs, "unreadable")
-            return
+        verdict = await self.judge(pacs, candidate)
         if verdict.route is None:
             self._book(pacs, verdict.decision)
             return

@@ -8,6 +8,7 @@ from typing import Any
 
 from app.pacs.errors import PacsMalformed
 
+LARGEST_US, LARGEST_IS = 2**16 - 1, 2**31 - 1  # PS3.5 6.2
 UID = re.compile(r"[0-9.]{1,64}")
 
 # Keywords of a series that are asked for by name, since PS3.18 table 10.6.3-4 does not have servers send them.
@@ -61,11 +62,14 @@ class InstanceRow:
     image_type: tuple[str, ...] = ()
 
 
-def series_row(item: Any) -> SeriesRow:
-    """Raises PacsMalformed."""
+def series_row(item: Any) -> SeriesRow | None:
+    """None for a row without valid UIDs. Raises PacsMalformed for what is no row."""
+    study, series = text(item, "0020000D"), text(item, "0020000E")
+    if not (UID.fullmatch(study) and UID.fullmatch(series)):
+        return None
     return SeriesRow(
-        study=uid(item, "0020000D"),
-        series=uid(item, "0020000E"),
+        study=study,
+        series=series,
         modality=text(item, "00080060"),
         body_part=text(item, "00180015"),
         station=text(item, "00081010"),
@@ -73,7 +77,7 @@ def series_row(item: Any) -> SeriesRow:
         image_type=texts(item, "00080008"),
         study_date=text(item, "00080020"),
         number=number(item, "00200011"),
-        instances=number(item, "00201209"),
+        instances=number(item, "00201209", 0),
     )
 
 
@@ -83,9 +87,9 @@ def instance_row(item: Any) -> InstanceRow:
         sop_class=text(item, "00080016"),
         sop_instance=uid(item, "00080018"),
         number=number(item, "00200013"),
-        frames=number(item, "00280008") or 1,
-        rows=number(item, "00280010"),
-        columns=number(item, "00280011"),
+        frames=number(item, "00280008", 1) or 1,
+        rows=number(item, "00280010", 1, LARGEST_US),
+        columns=number(item, "00280011", 1, LARGEST_US),
         image_type=texts(item, "00080008"),
     )
 
@@ -122,13 +126,14 @@ def text(item: Any, tag: str) -> str:
     return next(iter(texts(item, tag)), "")
 
 
-def number(item: Any, tag: str) -> int | None:
-    """The first value as an integer, which IS may write as text; None where it is none."""
+def number(item: Any, tag: str, least: int = -LARGEST_IS - 1, most: int = LARGEST_IS) -> int | None:
+    """The first value as an integer, which IS may write as text; None where it is none, or out of range."""
     value = next(iter(values(item, tag)), None)
     try:
-        return int(value) if isinstance(value, (str, int, float)) else None
+        found = int(value) if isinstance(value, (str, int, float)) else None
     except (ValueError, OverflowError):
         return None
+    return found if found is not None and least <= found <= most else None
 
 
 def uid(item: Any, tag: str) -> str:

@@ -52,7 +52,7 @@ Texts = Annotated[tuple[Text, ...], BeforeValidator(_listed), Field(min_length=1
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class When(_Table):
@@ -201,6 +201,8 @@ def read_rules(text: str) -> Rules:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise RuleError(f"rules: not TOML: {exc}") from exc
+    except RecursionError as exc:
+        raise RuleError("rules: nested too deeply") from exc
     try:
         rules = Rules.model_validate(tables)
     except ValidationError as exc:

@@ -27,6 +27,7 @@ class Rulebook:
         self.problem: str | None = None
         self._check = check
         self._rules = NO_RULES
+        self._next: Rules | None = None  # sound by themselves, not in force: what they name may come to be
         self._seen: tuple[int, ...] | None = None
 
     def rules(self) -> Rules:
@@ -37,11 +38,12 @@ class Rulebook:
             facts = self.path.stat()
             seen = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
             if seen != self._seen:
-                self._seen = seen
-                rules = read_rules(_text(self.path))
-                self._check(rules)
-                self._rules, self.problem = rules, None
-                event("rules read", routes=len(rules.route), door=rules.door is not None)
+                self._seen, self._next = seen, None
+                self._next = read_rules(_text(self.path))
+            if self._next is not None:
+                self._check(self._next)
+                self._rules, self._next, self.problem = self._next, None, None
+                event("rules read", routes=len(self._rules.route), door=self._rules.door is not None)
         except OSError as error:
             self._seen = None
             self._complain(f"rules: {error.strerror}")

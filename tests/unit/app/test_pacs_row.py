@@ -46,6 +46,7 @@ ELEMENT = st.fixed_dictionaries({"Value": st.lists(SCALARS, max_size=2)})
 def test_what_is_read_has_uids(rows: dict[str, Any]) -> None:
     rows |= {"0020000D": {"Value": ["1.2 "]}, "0020000E": {"Value": ["1.3\0"]}}
     row = series_row(rows)
+    assert row is not None
     assert (row.study, row.series) == ("1.2", "1.3")
     assert all(isinstance(text, str) for text in row.image_type)
     try:
@@ -62,3 +63,10 @@ def test_nothing_is_both_stored_and_failed(answer: Any) -> None:
         return
     assert not told.stored & set(told.failed)
     assert "" not in told.stored | set(told.failed)
+
+
+@pytest.mark.parametrize("size", [-1, 0, 2**16, 10**30])
+def test_sizes_that_no_image_has_are_not_known(size: int) -> None:
+    row = instance_row({tag: {"Value": [value]} for tag, value in (("00080018", "1.2"), ("00280010", size))})
+    assert row.rows is None
+    assert series_row({"0020000D": {"Value": ["1.2"]}, "0020000E": {"Value": ["a name"]}}) is None

@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import date, timedelta
 from functools import wraps
 from itertools import pairwise
@@ -19,8 +19,9 @@ import pytest
 
 from app.errors import QueueFull
 from app.pacs.candidate import Candidate
-from app.pacs.cursor import Cursors
+from app.pacs.cursor import Cursor, Cursors
 from app.pacs.dicomweb import DicomWeb
+from app.pacs.errors import PacsUnavailable
 from app.pacs.feed import ChangeFeed, QueryFeed
 from app.pacs.orthanc import Orthanc
 from app.pacs.peer import Peer
@@ -58,6 +59,7 @@ class ScriptedOrthanc:
         self.changes: list[tuple[int, str, str]] = []
         self.headers: dict[str, dict[str, Any]] = {}
         self.last = 0
+        self.instances: dict[str, list[str]] = {}  # of series that have more than one
         self.down = False
         self.broken: set[str] = set()  # series that cannot be told of
         self.calls = 0
@@ -100,7 +102,7 @@ class ScriptedOrthanc:
             return answer({}, 404)
         if identifier in self.broken:
             return answer({}, 500)
-        series = {"Instances": [identifier], "IsStable": True}
+        series = {"Instances": self.instances.get(identifier, [identifier]), "IsStable": True}
         return answer(self.headers[identifier] if path.endswith("tags") else series)
 
     def _last(self, page: list[dict[str, Any]], done: bool) -> int:
@@ -320,6 +322,41 @@ async def test_what_no_rule_may_take_is_counted_by_its_reason(
 
 
 @run
+async def test_a_localizer_in_front_does_not_hide_the_images_behind_it(bench: Bench) -> None:
+    async with bench.routing():
+        await begun(bench)
+        series = bench.orthanc.add(1, stable=False, ImageType="ORIGINAL\\PRIMARY\\LOCALIZER")
+        image = bench.orthanc.add(2, stable=False, SeriesInstanceUID="1.2.1")
+        bench.orthanc.instances[series] = [series] * 3 + [image] * 9
+        bench.orthanc.change("StableSeries", series)
+        await until(lambda: bench.decisions)
+    assert bench.jobs == [("main", "1.2.1")]
+
+
+@run
+async def test_a_cursor_of_another_kind_of_feed_begins_anew_and_restores_no_archive(bench: Bench) -> None:
+    """A PACS that gets, or loses, its setting `orthanc`."""
+    web, taken = ScriptedWeb(), []
+    web.counts = {f"1.2.{n}": 1 for n in range(5)}
+
+    async def take(candidate: Candidate) -> None:
+        taken.append(candidate.series)
+
+    bench.cursors.put("main", Cursor(52, "StableSeries x"))
+    async with httpx.AsyncClient(transport=httpx.MockTransport(web)) as client:
+        feed = QueryFeed("main", DicomWeb(Peer(url="http://pacs/web", retries=0), client), bench.cursors, 0.0, 2)
+        for _ in range(3):
+            await feed.poll(take, pytest.fail)
+    assert (taken, set(web.asked)) == ([], {f"{date.today() - timedelta(days=2):%Y%m%d}-"})
+    bench.orthanc.add(1)
+    async with bench.routing():
+        await until(lambda: bench.lag == 0)
+        bench.orthanc.add(2)
+        await until(lambda: bench.jobs)
+    assert bench.jobs == [("main", "1.2.2")]
+
+
+@run
 async def test_a_series_that_a_job_made_is_not_taken_whatever_its_header_says(bench: Bench) -> None:
     bench.derived = {"1.2.1"}
     async with bench.routing():
@@ -386,7 +423,12 @@ async def test_a_long_feed_is_read_page_by_page(bench: Bench, monkeypatch) -> No
         for number in range(1, 14):
             bench.orthanc.add(number)
         await until(lambda: len(bench.jobs) == 13)
-        found = await router.recent("main", 5)
+        bench.orthanc.change("StableSeries", "no identifier")
+        bench.orthanc.add(14, ContributingEquipmentSequence=["no item", 5])
+        [(_, verdict)] = await router.recent("main", 1)
+        assert verdict.decision == "unreadable"
+        bench.orthanc.delete("-".join(["0000000e"] * 5))
+        found = await router.recent("main", 6)  # one of them cannot be told of
         assert [candidate.series for candidate, _ in found] == [f"1.2.{n}" for n in range(13, 8, -1)]
         assert len(await router.recent("main", 50)) == 13
 
@@ -413,6 +455,7 @@ class ScriptedWeb:
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
         self.tells_counts = True
+        self.broken: dict[str, int] = {}  # series that cannot be told of -> status
         self.day = date.today()
         self.asked: list[str] = []
 
@@ -424,6 +467,8 @@ class ScriptedWeb:
             rows = [self._row(series) for series in sorted(self.counts)]
             return answer(rows[offset : offset + limit])
         series = re.split("/", path)[5]
+        if series in self.broken:
+            return answer({}, self.broken[series])
         if path.endswith("metadata"):
             return answer([{"00080060": _value("CS", "CT"), "00080008": _value("CS", "ORIGINAL", "PRIMARY")}])
         instances = [{"00080018": _value("UI", f"{series}.{n}")} for n in range(self.counts[series])]
@@ -496,3 +541,26 @@ async def test_a_series_whose_job_must_wait_is_offered_again(bench: Bench) -> No
         await feed.poll(take, pytest.fail)
         assert bench.cursors.seen("plain") == {}
     assert taken == ["1.2.1"]
+
+
+@run
+async def test_one_series_that_cannot_be_told_of_does_not_hold_up_the_others(bench: Bench) -> None:
+    web, taken, left = ScriptedWeb(), [], []
+    async with httpx.AsyncClient(transport=httpx.MockTransport(web)) as client:
+        feed = QueryFeed("plain", DicomWeb(Peer(url="http://pacs/web", retries=0), client), bench.cursors, 0.0, 2)
+
+        async def take(candidate: Candidate) -> None:
+            taken.append(candidate.series)
+
+        async def poll() -> None:
+            with suppress(PacsUnavailable):
+                await feed.poll(take, left.append)
+
+        await poll()
+        web.counts = {"1.2.1": 1, "1.2.2": 1, "no UID": 1, "1.2.3": 1}
+        web.broken = {"1.2.1": 500, "1.2.2": 400}
+        for _ in range(8):
+            await poll()
+        del web.broken["1.2.1"]
+        assert [c.series for c in await feed.recent(9)] == ["1.2.1", "1.2.3"]
+    assert (taken, left) == (["1.2.3"], ["unreadable", "unreadable"])
