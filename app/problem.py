@@ -98,11 +98,13 @@ def of_validation(request: Request, error: RequestValidationError) -> Response:
 
 
 def of_http(request: Request, error: HTTPException) -> Response:
-    """Answers 404, 405 and the like, which the router raises."""
+    """Answers 404, 405 and the like, which the router raises, and 400, for a body that is no text or no JSON."""
     phrase = HTTPStatus(error.status_code).phrase
     status = Status(error.status_code, phrase.lower().replace(" ", "-"), phrase)
     request.scope["problem"] = status.slug
-    return problem(id_of(request), status, f"nothing answers {request.method} at this path", dict(error.headers or {}))
+    unread = error.status_code == HTTPStatus.BAD_REQUEST
+    detail = "the body cannot be parsed" if unread else f"nothing answers {request.method} at this path"
+    return problem(id_of(request), status, detail, dict(error.headers or {}))
 
 
 def of_protocol(found: Response) -> Response:

@@ -413,4 +413,6 @@ class PacsStatus(BaseModel):
     """Answer of `GET /pacs/status`."""
 
     pacs: dict[str, PacsPeerStatus]
-    rules_problem: str | None = Field(default=None, description="why the rules file is not in force as it is now")
+    jobs_problem: str | None = Field(description="why there are no jobs")
+    rules_problem: str | None = Field(description="why the rules file is not in force as it is now")
+    dimse_problem: str | None = Field(description="why C-STORE is not listened for, though a port is set")

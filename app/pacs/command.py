@@ -32,6 +32,7 @@ CONNECT_S, ANSWER_S, SILENCE_S = 5.0, 120.0, 60.0
 RETRIES, PAUSE_S = 60, 2.0  # of `watch`, while the service restarts
 ENDED_WELL = frozenset({"completed"})
 ENDED = frozenset({"completed", "completed_with_gaps", "failed", "cancelled"})
+PROBLEMS = ("jobs", "rules", "dimse")  # what the service tells of itself
 DONE, FAILED = 0, 1
 
 
@@ -83,14 +84,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def show_status(arguments: argparse.Namespace) -> int:
-    """Prints how PACS, jobs and feeds are; fails where a PACS does not answer."""
+    """Prints how PACS, jobs and feeds are; fails where a PACS does not answer, or something is out of order."""
     with connected(arguments) as client:
         answer = call(client, "GET", "/pacs/status")
     if arguments.json:
         print(json.dumps(answer, indent=2))
     else:
         print_status(answer)
-    return DONE if all(pacs["authorised"] for pacs in answer["pacs"].values()) else FAILED
+    well = all(pacs["authorised"] for pacs in answer["pacs"].values())
+    return DONE if well and not any(answer[f"{what}_problem"] for what in PROBLEMS) else FAILED
 
 
 def submit_job(arguments: argparse.Namespace) -> int:
@@ -233,8 +235,9 @@ def print_status(answer: dict[str, Any]) -> None:
     for name, peer in peers.items():
         if peer["oldest_waiting_s"]:
             print(f"\n{name}: a job waits for {peer['oldest_waiting_s']:.0f} s")
-    if answer["rules_problem"]:
-        print(f"\nrules refused, those before are in force: {answer['rules_problem']}")
+    for what in PROBLEMS:
+        if problem := answer[f"{what}_problem"]:
+            print(f"\n{what} out of order: {problem}")
 
 
 def _answers(peer: dict[str, Any]) -> str:

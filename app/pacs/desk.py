@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from app.catalogue import Catalogue
-from app.errors import JobNotFound, JobsUnavailable, PacsOff
+from app.errors import DiskFull, JobNotFound, JobsUnavailable, PacsOff
 from app.jobs.engine import JobEngine
 from app.jobs.folder import JobFolder
 from app.jobs.run import Handler
 from app.jobs.store import Job, State
-from app.log import event
+from app.log import event, places
 from app.pacs.call import Observe, open_client
 from app.pacs.dicomweb import DicomWeb
 from app.pacs.errors import PacsDenied, PacsError
@@ -87,11 +87,10 @@ class Pacs:
         BundleError, QueueFull.
         """
         jobs, order = self.jobs, self._order(request)
-        job = await jobs.known(order.key, KIND, order.parameters)
+        job = await jobs.known(order.key, KIND, order.content)
         id = jobs.new_id()
         if job is None:
-            await asyncio.to_thread(jobs.folder.make, id)
-            job = await jobs.submit(id, KIND, order.parameters, None, order.key)
+            job = await jobs.submit(id, KIND, order.parameters, None, order.key, order.content)
         elif job.state in (State.DONE, State.RUNNING):
             job = await jobs.retry(job.id)
         return await self._view(job), job.id == id
@@ -130,11 +129,15 @@ class Pacs:
         async for job in self.jobs.watch(id, every_s):
             yield await self._view(job)
 
-    async def status(self) -> dict[str, PeerStatus]:
-        """Asks every PACS whether it can be used."""
-        await self._look()
+    async def status(self) -> tuple[dict[str, PeerStatus], str | None]:
+        """Asks every PACS whether it can be used; and why there are no jobs, where that is so. Raises PacsOff."""
+        problem = None
+        try:
+            await self._look()
+        except (JobsUnavailable, DiskFull) as error:
+            self._seen, problem = {}, str(error)
         found = await asyncio.gather(*(self._probe(connection) for connection in self._connections.values()))
-        return {name: self._status(name, error) for name, error in zip(self._connections, found, strict=True)}
+        return {name: self._status(name, error) for name, error in zip(self._connections, found, strict=True)}, problem
 
     @property
     def jobs(self) -> JobEngine:
@@ -167,6 +170,8 @@ class Pacs:
                     await self._try_again(name)
             except MedRestoreError as error:
                 event("PACS jobs cannot be looked at", logging.WARNING, reason=str(error))
+            except Exception as error:  # noqa: BLE001  (else blocked jobs would rest for ever)
+                event("unexpected error", logging.ERROR, **places(error))
             await asyncio.sleep(LOOK_S)
 
     async def _look(self) -> None:
@@ -188,10 +193,18 @@ class Pacs:
         if error is None or isinstance(error, PacsDenied):
             self._tried[name] = mark
         if error is None:
-            for kind in (KIND, DOOR_KIND):
-                while blocked := await self.jobs.page(kind, 100, State.BLOCKED, ("pacs", name)):
-                    for job in blocked:
-                        await self.jobs.retry(job.id)
+            for job in await self._blocked(name):
+                await self.jobs.retry(job.id)
+
+    async def _blocked(self, name: str) -> list[Job]:
+        """All of one PACS as of now: one that is blocked anew meanwhile has had its try."""
+        found: list[Job] = []
+        for kind in (KIND, DOOR_KIND):
+            before: tuple[float, str] | None = None
+            while page := await self.jobs.page(kind, 100, State.BLOCKED, ("pacs", name), before):
+                found += page
+                before = page[-1].created, page[-1].id
+        return found
 
     # -- particulars --------------------------------------------------------------------------
 

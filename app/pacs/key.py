@@ -35,6 +35,11 @@ class Order:
         return asdict(self)
 
     @property
+    def content(self) -> dict[str, Any]:
+        """What `key` is made of: the same model may have another name by now."""
+        return {name: value for name, value in self.parameters.items() if name != "model"}
+
+    @property
     def key(self) -> str:
         """SHA-256 of the content: PACS, study, series, operation, model digest, parameter digest.
 

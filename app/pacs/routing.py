@@ -37,12 +37,14 @@ DATABASE = "routing.sqlite3"
 
 @dataclass(frozen=True)
 class Routing:
-    """What the service does without a call; `reason` says why it does nothing."""
+    """What the service does without a call; `reason` says why it does nothing, though it may be meant to."""
 
     router: Router | None = None
     door: Door | None = None
     listener: Listener | None = None
     reason: str = NO_RULES
+    meant: bool = False  # there is a setting for rules
+    silence: str | None = None  # why C-STORE is not listened for, though there is a setting for it
 
     def feeds(self) -> dict[str, FeedStatus]:
         """How the feeds of the PACS are, by PACS."""
@@ -52,7 +54,7 @@ class Routing:
     def problem(self) -> str | None:
         """Why the rules file is not in force as it is now."""
         if self.router is None:
-            return None
+            return f"nothing is routed: {self.reason}" if self.meant else None
         self.router.rulebook.rules()
         return self.router.rulebook.problem
 
@@ -77,9 +79,10 @@ async def routing(
     settings = service.settings
     if settings.pacs_rules is None or isinstance(jobs, str) or not connections:
         reason = jobs if isinstance(jobs, str) else NO_RULES if connections else "no PACS is configured here"
-        if settings.pacs_rules is not None or settings.dimse_port is not None:
+        meant, silence = settings.pacs_rules is not None, None if settings.dimse_port is None else reason
+        if meant or silence:
             event("nothing is routed", logging.ERROR, reason=reason)
-        yield Routing(reason=reason)
+        yield Routing(reason=reason, meant=meant, silence=silence)
         return
     listening = settings.dimse_port is not None
     checking = partial(check_rules, list(connections), service.catalogue, listening)
@@ -89,7 +92,8 @@ async def routing(
         cursors = await asyncio.to_thread(Cursors, jobs.folder.root / DATABASE)
     except (sqlite3.Error, OSError, JobsUnavailable) as error:
         event("nothing is routed", logging.ERROR, **places(error))
-        yield Routing(reason=f"{DATABASE} in the folder of jobs cannot be used")
+        reason = f"{DATABASE} in the folder of jobs cannot be used"
+        yield Routing(reason=reason, meant=True, silence=None if settings.dimse_port is None else reason)
         return
     async with AsyncExitStack() as stack:
         stack.callback(cursors.close)
@@ -101,7 +105,9 @@ async def routing(
         stack.push_async_callback(router.stop)
         sweeping = asyncio.create_task(door.sweep(), name="door")
         stack.push_async_callback(_cancelled, sweeping)
-        yield Routing(router, door, await _listener(service, door, stack))
+        listener = await _listener(service, door, stack)
+        silence = listener if isinstance(listener, str) else None
+        yield Routing(router, door, None if isinstance(listener, str) else listener, silence=silence)
 
 
 async def _feed(service: Service, name: str, connection: Connection, cursors: Cursors, stack: AsyncExitStack) -> Feed:
@@ -113,8 +119,8 @@ async def _feed(service: Service, name: str, connection: Connection, cursors: Cu
     return ChangeFeed(name, Orthanc(peer, client, service.metrics.pacs_called), cursors)
 
 
-async def _listener(service: Service, door: Door, stack: AsyncExitStack) -> Listener | None:
-    """The C-STORE SCP of the settings. One that cannot listen costs the service nothing else."""
+async def _listener(service: Service, door: Door, stack: AsyncExitStack) -> Listener | str | None:
+    """The C-STORE SCP of the settings, or why it cannot listen, which costs the service nothing else."""
     if service.settings.dimse_port is None:
         return None
     listener = Listener(door, service.settings)
@@ -123,7 +129,7 @@ async def _listener(service: Service, door: Door, stack: AsyncExitStack) -> List
     except (BackendUnavailable, OSError) as error:
         reason = str(error) if isinstance(error, MedRestoreError) else f"the port: {error.strerror}"
         event("not listening for C-STORE", logging.ERROR, reason=reason)
-        return None
+        return reason
     stack.push_async_callback(listener.stop)
     return listener
 

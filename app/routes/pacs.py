@@ -13,6 +13,7 @@ from app.jobs.store import State
 from app.pacs.desk import Pacs, PacsJob
 from app.pacs.instance import Instance, Outcome
 from app.pacs.routing import Routing
+from app.routes.body import SmallBody
 from app.routes.documentation import JOB_EVENTS, PACS_ACCEPTED, PACS_PROBLEMS, PACS_STATUS
 from app.routes.jobs import KEEP_ALIVE_S, moment
 from app.schemas import (
@@ -31,7 +32,7 @@ from app.schemas import (
 )
 from models.errors import OptionError
 
-router = APIRouter(prefix="/pacs", tags=["pacs"])
+router = APIRouter(prefix="/pacs", tags=["pacs"], route_class=SmallBody)
 
 RETRY_AFTER_S = 10
 
@@ -115,12 +116,12 @@ async def watch_pacs_job(
 
 @router.get("/status", responses=PACS_STATUS)
 async def get_pacs_status(request: Request, _: Annotated[NoQuery, Query()]) -> PacsStatus:
-    """Whether each PACS can be reached and lets the service in, and how its jobs are."""
-    found = await pacs_of(request).status()
+    """Whether each PACS can be reached and lets the service in, how its jobs are, and what is out of order here."""
+    found, problem = await pacs_of(request).status()
     routing: Routing = request.app.state.routing
     feeds = routing.feeds()
     peers = {name: PacsPeerStatus(**vars(status), feed=feeds.get(name)) for name, status in found.items()}
-    return PacsStatus(pacs=peers, rules_problem=routing.problem)
+    return PacsStatus(pacs=peers, jobs_problem=problem, rules_problem=routing.problem, dimse_problem=routing.silence)
 
 
 def pacs_of(request: Request) -> Pacs:

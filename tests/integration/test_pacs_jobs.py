@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
+from app.jobs.folder import JobFolder
 from models.imaging.dicom import decode_dicom
 from tests.dicom_objects import enhanced, file_of, read
 from tests.fake_pacs import FakePacs, multipart, slices, told
@@ -216,6 +217,61 @@ def test_case_2_wrong_credentials_block_and_changed_ones_resume(
         wait(client, id, "blocked")
         secret.write_text("right")
         assert wait(client, id)["state"] == "completed"
+
+
+def test_case_2_jobs_that_are_blocked_again_at_once_get_one_try(built_repository: Path, tmp_path: Path) -> None:
+    """A PACS that answers, and lets nobody see a series."""
+    fake = FakePacs()
+    fake.rules.append(lambda verb, request: httpx.Response(403) if request.url.path.endswith("/instances") else None)
+    with pacs_service(fake, built_repository, tmp_path / "jobs", pacs_jobs=8) as client:
+        for number in range(40):
+            submit(client, f"1.2.3.{number}")
+        for job in client.get("/pacs/jobs?limit=100").json()["jobs"]:
+            wait(client, job["id"], "blocked")
+        client.runner.run(asyncio.sleep(0.5))
+        assert len(fake.calls) <= 100
+
+
+def test_status_tells_what_is_out_of_order(built_repository: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"pacs_rules": tmp_path / "none.toml", "dimse_port": 0}
+    held = JobFolder(tmp_path / "jobs", 10**9, 0)
+    held.open()
+    with pacs_service(FakePacs(), built_repository, tmp_path / "jobs", **settings) as client:
+        status = client.get("/pacs/status").json()
+    held.close()
+    assert status["pacs"]["main"]["authorised"] is True
+    for what in ("jobs", "rules", "dimse"):
+        assert "another service works on the folder of jobs" in status[f"{what}_problem"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b" " * 70_000, 413),
+        (b"[" * 60_000, 400),
+        (b'{"study": "\xff"}', 400),
+        (b'{"study": ', 422),
+        (b"", 422),
+    ],
+)
+def test_a_body_that_is_no_order_is_refused(service: Client, body: bytes, status: int) -> None:
+    for path in ("/pacs/jobs", "/v1/pacs/jobs"):
+        refused = service.post(path, body, headers={"Content-Type": "application/json"})
+        assert problem(refused)["status"] == status
+        assert "at this path" not in refused.text
+
+
+@pytest.mark.parametrize("endless", [True, False])
+def test_a_body_without_an_end_is_given_up(built_repository: Path, tmp_path: Path, endless: bool) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"{"
+        while endless:
+            yield b" " * 4096
+        await asyncio.sleep(60)
+
+    with pacs_service(FakePacs(), built_repository, tmp_path / "jobs", stall_s=0.1) as client:
+        response = client.request("POST", "/pacs/jobs", content=body(), headers={"Content-Type": "application/json"})
+    assert problem(response)["status"] == (413 if endless else 408)
 
 
 def test_case_3_a_stalled_instance_is_asked_for_again(service: Client, pacs: FakePacs, series: str) -> None:

@@ -15,6 +15,7 @@ import medrestore
 FEED = {"read_s_ago": 2.0, "lag": 7, "problem": None}
 PEER = {"reachable": True, "authorised": True, "reason": None, "jobs": {"waiting": 3}, "oldest_waiting_s": 61.0}
 DENIED = PEER | {"authorised": False, "reason": "denied", "jobs": {}, "oldest_waiting_s": None, "feed": None}
+WELL = {"jobs_problem": None, "rules_problem": None, "dimse_problem": None}
 TAKEN = {
     "study": "1.2",
     "series": "1.2.3",
@@ -54,17 +55,18 @@ def said(content: Any, status: int = 200) -> Callable[[httpx.Request], httpx.Res
 
 
 def test_status_is_a_table_and_fails_where_a_pacs_does(run) -> None:
-    answer = {"pacs": {"main": PEER | {"feed": FEED}}, "rules_problem": None}
+    answer = {"pacs": {"main": PEER | {"feed": FEED}}, **WELL}
     status, out, err, seen = run(said(answer), "status", "--key", "secret")
     assert (status, err) == (0, "")
     assert out.splitlines()[1].split() == ["main", "yes", "2", "s", "ago", "7"]
     assert "main  waiting  3" in out
     assert seen[0].headers["Authorization"] == "Bearer secret"
     assert seen[0].url.path == "/v1/pacs/status"
-    status, out, _, _ = run(said({"pacs": {"main": DENIED}, "rules_problem": "line 3"}), "status")
+    status, out, _, _ = run(said({"pacs": {"main": DENIED}, **WELL, "rules_problem": "line 3"}), "status")
     assert status == 1
     assert "NO: denied" in out
-    assert "rules refused, those before are in force: line 3" in out
+    assert "rules out of order: line 3" in out
+    assert run(said(answer | {"dimse_problem": "the port"}), "status")[0] == 1
 
 
 def test_a_dry_run_tells_routes_and_reasons_without_control_characters(run) -> None:
@@ -85,7 +87,7 @@ def test_a_dry_run_tells_routes_and_reasons_without_control_characters(run) -> N
 
 
 def test_the_answer_itself_is_to_be_had(run) -> None:
-    answer = {"pacs": {"main": DENIED}, "rules_problem": None}
+    answer = {"pacs": {"main": DENIED}, **WELL}
     assert json.loads(run(said(answer), "status", "--json")[1]) == answer
 
 
