@@ -286,7 +286,7 @@ async def connected(peers: Mapping[str, Peer], observe: Observe) -> AsyncIterato
     async with AsyncExitStack() as stack:
         connections = {}
         if peers:  # now, by one thread: two that import it at once may each see half of it
-            await asyncio.to_thread(import_module, "models.imaging.dicom.label")
+            await asyncio.to_thread(import_module, "models.imaging.dicom.head")
         for name, peer in peers.items():
             client = await stack.enter_async_context(await asyncio.to_thread(open_client, peer))
             connections[name] = Connection(peer, DicomWeb(peer, client, observe))

@@ -28,7 +28,7 @@ from app.offload import whole
 from app.pacs.candidate import Candidate
 from app.pacs.desk import order_of
 from app.pacs.forward import KIND, Delivery
-from app.pacs.header import kind_of, read_head
+from app.pacs.header import read_head
 from app.pacs.request import request_of
 from app.pacs.rule import Door as DoorRules
 from app.pacs.rule import Work
@@ -176,7 +176,7 @@ class Door:
         door = self.rules()
         try:
             head = read_head(path, self._settings.limit_bytes)
-            kind = kind_of(head.attributes)
+            kind = head.kind
         except ImageTooLarge:
             return Judgement(None, OUT_OF_RESOURCES, "too_large")
         except ImageError:
@@ -335,7 +335,7 @@ def _one_series(members: Sequence[tuple[Path, Head]]) -> Series:
 
 def _candidate_of(heads: Sequence[Head]) -> Candidate:
     """A series by its first plain image, where it has one."""
-    image = next((head for head in heads if kind_of(head.attributes).name == "image"), heads[0])
+    image = next((head for head in heads if head.kind.name == "image"), heads[0])
     return _candidate(image, len(heads))
 
 

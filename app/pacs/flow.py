@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.errors import IdentityDiffers, Quarantined, RunFailed, WorkerLost, status_of
 from app.jobs.run import Run
@@ -25,7 +26,10 @@ from app.pacs.instance import Instance, Instances, Outcome
 from app.pacs.key import Order
 from app.pacs.maker import Made, Maker
 from app.pacs.peer import Peer
-from models.errors import CorruptImage, ImageError, MedRestoreError
+from models.errors import ImageError, MedRestoreError
+
+if TYPE_CHECKING:
+    from models.imaging.dicom import Head
 
 FETCHERS = 4  # single instances asked for at one time
 ATTEMPTS = 3  # at an instance that fails although others come
@@ -129,11 +133,9 @@ class Flow:
 
     async def _receive(self, path: Path, left: dict[str, Instance]) -> None:
         """Hands on a file of the stream, or drops what is not wanted of it or cannot be told."""
-        from models.imaging.dicom.label import read_label
-
         instance = None
-        with suppress(CorruptImage):  # asked for by its name it will be known
-            instance = left.pop((await asyncio.to_thread(read_label, path)).instance, None)
+        with suppress(ImageError):  # asked for by its name it will be known
+            instance = left.pop((await self._maker.head(path)).sop_instance, None)
         if instance is None:
             path.unlink()
             self._room.release()
@@ -190,15 +192,13 @@ class Flow:
 
     async def _made(self, fetched: _Fetched) -> Made | None:
         """The derived instance; None, with its outcome noted, where there is none."""
-        from models.imaging.dicom.label import read_label
-
         instance = fetched.instance
         target = _folder(self._run.folder / "derived") / f"{instance.position:06}.dcm"
         try:
-            label = await asyncio.to_thread(read_label, fetched.path)
-            self._assert_ours(instance, label.instance, label.series, label.study, label.patient)
-            if label.kind.name in NOT_RESTORED:
-                await self._settle(instance, Outcome.SKIPPED, label.kind.name)
+            head = await self._maker.head(fetched.path)
+            self._assert_ours(instance, head)
+            if head.kind.name in NOT_RESTORED:
+                await self._settle(instance, Outcome.SKIPPED, head.kind.name)
                 return None
             return await self._maker.make(instance.source, fetched.path, target)
         except WorkerLost as error:
@@ -208,12 +208,13 @@ class Flow:
             await self._settle(instance, Outcome.FAILED, getattr(error, "reason", None) or status_of(error).slug)
         return None
 
-    def _assert_ours(self, instance: Instance, uid: str, series: str, study: str, patient: tuple[str, ...]) -> None:
+    def _assert_ours(self, instance: Instance, head: Head) -> None:
         """Whether the PACS sent what was asked for, and all of one patient. Raises IdentityDiffers."""
-        if (uid, series, study) != (instance.source, self._order.series, self._order.study):
+        asked = (instance.source, self._order.series, self._order.study)
+        if (head.sop_instance, head.series, head.study) != asked:
             raise IdentityDiffers("the PACS sent an object of another study or series than was asked for")
-        self._patient = self._patient or patient
-        if self._patient[:2] != patient[:2]:
+        self._patient = self._patient or head.patient
+        if self._patient[:2] != head.patient[:2]:
             raise IdentityDiffers("the series holds images of more than one patient")
 
     # -- to the PACS --------------------------------------------------------------------------

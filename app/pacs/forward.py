@@ -26,7 +26,7 @@ from app.noise import together
 from app.offload import whole
 from app.pacs.dicomweb import Stored, batches
 from app.pacs.errors import PacsRefused, PacsUnavailable
-from app.pacs.header import kind_of, read_head
+from app.pacs.header import read_head
 from app.pacs.job import Connection, bundle_of, translated
 from app.pacs.key import Order
 from app.pacs.maker import Maker, precision_of
@@ -159,7 +159,7 @@ class _Forwarding:
 
     async def _make(self, path: Path, head: Head) -> str | Verdict:
         """The UID of what was made of one instance; DONE where nothing is to be made, REFUSED where nothing can be."""
-        if self._maker is None or kind_of(head.attributes).name != "image":
+        if self._maker is None or head.kind.name != "image":
             return Verdict.DONE
         async with self._room:
             try:

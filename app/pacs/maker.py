@@ -8,13 +8,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from app.errors import IdentityDiffers
 from app.jobs.restoration import image_after
 from app.offload import whole
+from app.pacs.header import read_head
 from app.pacs.key import Order
 from app.pipeline import EXACT, FAST, Evidence, Record, Stopwatch, check, derive, restore_frames, summarise
 from app.runner import BulkRunner
@@ -24,6 +25,9 @@ from models.errors import UnsupportedImage
 from models.imaging.frames import Frames, open_frames
 from models.imaging.image import Derivation, Image, Limits, ValueMap
 from models.imaging.policy import Policy
+
+if TYPE_CHECKING:
+    from models.imaging.dicom import Head
 
 NOTHING = Evidence("")  # UIDs do not depend on what was measured
 LARGE_PIXELS = 4 * 1024**2  # of a frame, restored: such are worked one at a time
@@ -67,6 +71,10 @@ class Maker:
             return ""
         return str(derived_uid(source, self._derivation(tiles), self._service.settings.policy))
 
+    async def head(self, path: Path) -> Head:
+        """What a file is. Raises ImageError."""
+        return await asyncio.to_thread(read_head, path, self._service.settings.limit_bytes)
+
     async def make(self, uid: str, source: Path, target: Path) -> Made:
         """Writes the derived file. Raises ImageError, and what running the model raises."""
         settings = self._service.settings
@@ -92,7 +100,7 @@ class Maker:
         derivation = self._derivation(self._tiles(*image.pixels.shape[1:3]), evidence)
         after = image_after(image, order.scale)
         await whole(asyncio.to_thread(spool.write, after, derivation, self._now, self._service.settings.policy))
-        derived = await asyncio.to_thread(assert_same_patient, source, target, self.series)
+        derived = assert_same_patient(await self.head(source), await self.head(target), self.series)
         self._service.book(order.operation, image, evidence)
         return Made(uid, derived, spool.digest, target)
 
@@ -173,18 +181,15 @@ def precision_of(order: Order, bundle: Bundle, service: Service) -> str:
     return FAST if order.precision == "fast" and service.engine.supports(bundle, FAST) else EXACT
 
 
-def assert_same_patient(source: Path, derived: Path, series: str) -> str:
+def assert_same_patient(before: Head, after: Head, series: str) -> str:
     """The UID of a derived object that belongs to patient and study of its source, and to no series but ours.
 
     Raises IdentityDiffers.
     """
-    from models.imaging.dicom.label import read_label
-
-    before, after = read_label(source), read_label(derived)
     same = (before.patient, before.study) == (after.patient, after.study)
-    if not same or after.series != series or after.instance == before.instance:
+    if not same or after.series != series or after.sop_instance == before.sop_instance:
         raise IdentityDiffers("a derived object would not belong to its source's patient and study")
-    return after.instance
+    return after.sop_instance
 
 
 def pixel_digest(path: Path, limits: Limits, in_memory: Limits) -> str:

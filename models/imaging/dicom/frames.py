@@ -12,7 +12,8 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from models.errors import CorruptImage, ImageTooLarge
+from models.errors import CorruptImage
+from models.imaging.dicom.measured import Measured
 from models.imaging.dicom.overlay import has_embedded_overlays
 from models.imaging.dicom.parser import Span, locate_pixels, read_header, read_meta
 from models.imaging.dicom.pixel import (
@@ -34,33 +35,13 @@ _NUMBER, _PIXEL_DATA = Tag("NumberOfFrames"), Tag("PixelData")
 _IMAGE_GROUP = 0x0028
 
 
-class _Measured:
-    """A file of which no more than `most` bytes come into memory: in all while `counting`, else at one time."""
-
-    def __init__(self, file: BinaryIO, most: int) -> None:
-        self._file = file
-        self._most = most
-        self._count = 0
-        self.counting = True
-
-    def read(self, size: int = -1) -> bytes:
-        """Raises ImageTooLarge instead of reading too much."""
-        self._count = self._count + max(size, 0) if self.counting else size
-        if size < 0 or self._count > self._most:
-            raise ImageTooLarge(f"more than {self._most} bytes beside the pixels, or in one frame of them")
-        return self._file.read(size)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
 def open_dicom_frames(file: BinaryIO, limits: Limits, whole: Limits) -> DicomFrames | None:
     """The frames of a Part 10 file, judged by its header and its length; `whole` limits what is in memory at once.
 
     None where they can only be decoded together: deflated and big-endian files (retired or rare, and
     never large), and overlays in unused bits of the pixels. Raises what `decode_dicom` does.
     """
-    measured = _Measured(file, whole.bytes)
+    measured = Measured(file, whole.bytes)
     file = cast(BinaryIO, measured)
     with quiet("read"):
         meta = read_meta(file)

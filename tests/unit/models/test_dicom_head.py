@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import tracemalloc
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,24 @@ def test_tells_where_an_object_belongs_and_what_rules_ask_for(tmp_path: Path) ->
     assert {keyword: found.attributes[keyword] for keyword in wanted} == wanted
     assert kind_of(found.attributes).name == "image"
     assert "PatientID" not in found.attributes
+    assert found.patient[0] == str(dataset_of(grey()).get("PatientID") or "")
+
+
+@pytest.mark.parametrize(
+    ("keyword", "refused"), [("SeriesDescription", True), ("RedPaletteColorLookupTableData", False)]
+)
+def test_large_values_stay_on_the_disk(tmp_path: Path, keyword: str, refused: bool) -> None:
+    """A value may be as long as its file: 4 GiB through a door that lets that much in."""
+    dataset = dataset_of(grey())
+    dataset.add_new(keyword, "UT" if refused else "OW", "x" * 2**23 if refused else b"x" * 2**23)
+    path = tmp_path / "a.dcm"
+    path.write_bytes(file_of(dataset))
+    tracemalloc.start()
+    with pytest.raises(ImageTooLarge) if refused else nullcontext():
+        read_head(path, LIMIT)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**21
 
 
 def test_objects_without_pixels_have_heads_too(tmp_path: Path) -> None:
