@@ -121,6 +121,12 @@ class FakePacs(httpx.AsyncBaseTransport):
             return httpx.Response(404, json={})
         return multipart([held.data for held in found])
 
+    def listed(self, request: httpx.Request) -> httpx.Response:
+        """What it would answer to a QIDO call, for rules."""
+        match = _PATH.search(request.url.path, request.url.path.find("/studies"))
+        assert match is not None
+        return self._qido(request, match)
+
     @staticmethod
     def _verb(request: httpx.Request, match: re.Match[str]) -> str:
         if request.method == "POST":

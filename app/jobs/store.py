@@ -122,7 +122,7 @@ class Store:
     def __init__(self, path: Path, migrations: Sequence[str] = MIGRATIONS) -> None:
         """Opens the file, or makes it, and brings its schema up to date. Raises JobsUnavailable."""
         self._lock = threading.Lock()
-        with ExitStack() as stack, _translated():
+        with ExitStack() as stack, translated():
             path.touch(mode=0o600)
             self._connection = sqlite3.connect(path, BUSY_S, isolation_level=None, check_same_thread=False)
             stack.callback(self._connection.close)
@@ -315,16 +315,16 @@ class Store:
         return found[0] if found else None
 
     def _all(self, statement: str, *values: Any) -> list[Job]:
-        with _translated():
+        with translated():
             return [_job(row) for row in self._rows(statement, *values)]
 
     def _rows(self, statement: str, *values: Any) -> list[sqlite3.Row]:
-        with _translated(), self._lock:
+        with translated(), self._lock:
             return self._connection.execute(statement, values).fetchall()
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """Failures of the file as errors of the service. SQLite's messages name no values; those of others might."""
     try:
         yield

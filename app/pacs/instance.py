@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from app.errors import DiskFull, JobsUnavailable
-from app.jobs.store import BUSY_S
+from app.jobs.store import BUSY_S, translated
 
 
 class Outcome(StrEnum):
@@ -185,7 +184,7 @@ class Instances:
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with (
-            _translated(),
+            translated(),
             closing(sqlite3.connect(f"file:{self._path}?mode=rw", BUSY_S, isolation_level=None, uri=True)) as opened,
         ):
             opened.execute("PRAGMA synchronous = FULL")
@@ -197,13 +196,3 @@ class Instances:
             connection.execute("BEGIN IMMEDIATE")
             yield connection
             connection.execute("COMMIT")
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as exc:
-        if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            raise DiskFull("the disk of the jobs' database is full") from exc
-        raise JobsUnavailable(f"the jobs' database cannot be used: {exc}") from exc

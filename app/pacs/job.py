@@ -33,7 +33,7 @@ from app.pacs.errors import PacsDenied, PacsGone, PacsUnavailable
 from app.pacs.flow import NOT_RESTORED, Bounds, Flow
 from app.pacs.instance import Instance, Instances, Outcome
 from app.pacs.key import Order
-from app.pacs.maker import Maker, bytes_of, pixel_digest, precision_of
+from app.pacs.maker import Maker, bytes_at_most, bytes_of, pixel_digest, precision_of
 from app.pacs.peer import Peer
 from app.pacs.row import InstanceRow
 from app.pipeline import EXACT
@@ -101,7 +101,8 @@ class PacsHandler:
     async def _work(self, run: Run, order: Order, bundle: Bundle, precision: str) -> dict[str, Any]:
         connection, settings = self._connections[order.pacs], self._service.settings
         maker = Maker(self._service, bundle, order, precision, datetime.fromtimestamp(run.created))
-        series = _Series(run, order, connection.web, self._instances, maker)
+        most = bytes_at_most(settings.job_pixels) // order.scale**2
+        series = _Series(run, order, connection.web, self._instances, maker, most)
         await run.phase("listing")
         if not await series.list() and not series.listed:
             raise PacsGone()
@@ -128,12 +129,14 @@ class PacsHandler:
 class _Series:
     """The source series and the derived one, as the PACS has them."""
 
-    def __init__(self, run: Run, order: Order, web: DicomWeb, instances: Instances, maker: Maker) -> None:
+    def __init__(self, run: Run, order: Order, web: DicomWeb, instances: Instances, maker: Maker, most: int) -> None:
+        """`most` bytes of an instance are within the limits."""
         self._run = run
         self._order = order
         self._web = web
         self._instances = instances
         self._maker = maker
+        self._most = most
         self.listed = 0
         self.largest = 0  # bytes of an instance without compression
 
@@ -142,7 +145,6 @@ class _Series:
         fresh, rows, self.listed = 0, [], 0
         async for row in self._web.instances(self._order.study, self._order.series):
             self.listed += 1
-            self.largest = max(self.largest, bytes_of(row, UNKNOWN_BYTES))
             rows.append(self._judge(row))
             if len(rows) == ROWS:
                 fresh += await asyncio.to_thread(self._instances.add, self._run.id, rows)
@@ -150,13 +152,18 @@ class _Series:
         return fresh + await asyncio.to_thread(self._instances.add, self._run.id, rows)
 
     def _judge(self, row: InstanceRow) -> Instance:
-        """A row of the list, skipped where its class or image type says that it is no image of the series."""
+        """A row of the list, skipped where its class or image type says that it is no image of the series, failed where
+        it is over the limits."""
         from models.imaging.dicom.kind import kind_of
 
         kind = kind_of({"SOPClassUID": row.sop_class, "ImageType": list(row.image_type)}).name
         derived = self._maker.uid(row.sop_instance, row.rows, row.columns)
         if kind in NOT_RESTORED:
             return Instance(row.sop_instance, derived, Outcome.SKIPPED, kind)
+        size = bytes_of(row, UNKNOWN_BYTES)
+        if size > self._most:  # else all the others would have to wait for its room on the disk
+            return Instance(row.sop_instance, derived, Outcome.FAILED, "too_large")
+        self.largest = max(self.largest, size)
         return Instance(row.sop_instance, derived)
 
     async def find(self) -> int:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from app.jobs.restoration import image_after
 from app.offload import whole
 from app.pacs.header import read_head
 from app.pacs.key import Order
+from app.pacs.row import InstanceRow
 from app.pipeline import EXACT, FAST, Evidence, Record, Stopwatch, check, derive, restore_frames, summarise
 from app.runner import BulkRunner
 from app.service import Service
@@ -203,8 +204,13 @@ def pixel_digest(path: Path, limits: Limits, in_memory: Limits) -> str:
     return digest.hexdigest()
 
 
-def bytes_of(row: Any, unknown: int) -> int:
+def bytes_of(row: InstanceRow, unknown: int) -> int:
     """Bytes that an instance has at most without compression, by its row in the PACS's list."""
     if not (row.rows and row.columns):
         return unknown
-    return int(3 * row.rows * row.columns * row.frames)  # 16 bits of grey, or 8 of three colours
+    return bytes_at_most(row.rows * row.columns * row.frames)
+
+
+def bytes_at_most(pixels: int) -> int:
+    """Bytes that so many pixels have at most: 16 bits of grey, or 8 of three colours."""
+    return 3 * pixels

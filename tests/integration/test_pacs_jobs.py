@@ -131,6 +131,23 @@ def test_case_19_a_mixed_series(service: Client, pacs: FakePacs) -> None:
     assert len(pacs.series(job["derived_series"])) == 3
 
 
+def test_an_instance_over_the_limits_costs_the_others_no_room(service: Client, pacs: FakePacs, series: str) -> None:
+    """By what the PACS lists: it would be refused once it came, and none would come while its room was waited for."""
+
+    def listed(verb: str, request: httpx.Request) -> httpx.Response | None:
+        if verb != "qido" or not request.url.path.endswith("/instances"):
+            return None
+        rows = json.loads(pacs.listed(request).content)
+        if rows and rows[0]["00080018"]["Value"][0].startswith(f"{series}."):
+            rows[0] |= {tag: {"vr": "US", "Value": [60000]} for tag in ("00280008", "00280010", "00280011")}
+        return httpx.Response(200, content=json.dumps(rows))
+
+    with pacs.rule(listed):
+        job = wait(service, submit(service, series)["id"])
+    assert (job["state"], job["instances"]["verified"]) == ("completed_with_gaps", 5), job
+    assert sorted(outcomes(service, job["id"]).values())[0] == ("failed", "too_large")
+
+
 def test_case_14_what_we_made_is_not_restored_again(service: Client, pacs: FakePacs, series: str) -> None:
     first = wait(service, submit(service, series)["id"])
     job = wait(service, submit(service, first["derived_series"])["id"])

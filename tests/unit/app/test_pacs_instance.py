@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from app.errors import JobsUnavailable
-from app.jobs.store import Store
+from app.jobs.store import State, Store
 from app.pacs.instance import Instance, Instances, Outcome
 from app.pacs.key import Order
 
@@ -133,7 +134,8 @@ def test_instances_go_with_their_job(tmp_path: Path) -> None:
         store.add(job, "pacs", {"pacs": "main"}, None)
         instances.add(job, rows("1.2"))
     assert instances.jobs_by_status() == {("main", "queued"): (2, None)}
-    store.remove("a")
+    store.finish("a", State.CANCELLED)
+    assert store.remove("a", math.inf)
     assert (instances.page("a", 9), len(instances.page("b", 9))) == ([], 1)
     store.close()
 
