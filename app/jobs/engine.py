@@ -30,7 +30,7 @@ from app.errors import (
     WorkerLost,
 )
 from app.jobs.folder import JobFolder
-from app.jobs.store import Job, State, Store
+from app.jobs.store import DATABASE, Job, State, Store
 from app.log import event, places
 from app.offload import whole
 from app.problem import of_job, of_job_unexpected
@@ -185,7 +185,7 @@ class JobEngine:
     def _open(self) -> None:
         self.folder.open()
         self._held.callback(self.folder.close)
-        self._store = Store(self.folder.root / "jobs.sqlite3")
+        self._store = Store(self.folder.root / DATABASE)
         self._held.callback(self._store.close)
 
     async def _resume(self, job: Job) -> None:

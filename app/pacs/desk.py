@@ -14,7 +14,7 @@ from app.catalogue import Catalogue
 from app.errors import JobNotFound, JobsUnavailable, PacsOff
 from app.jobs.engine import Handler, JobEngine
 from app.jobs.folder import JobFolder
-from app.jobs.store import Job, State
+from app.jobs.store import DATABASE, Job, State
 from app.log import event
 from app.pacs.call import Observe, open_client
 from app.pacs.dicomweb import DicomWeb
@@ -33,7 +33,6 @@ from models.errors import BundleError, MedRestoreError, OptionError
 LOOK_S = 5.0  # between looks at credentials that were refused, and at the counts that metrics tell
 ANSWER_S = 10.0  # that a status waits for a PACS
 SWITCHED_OFF = "no PACS is configured here: add a table `[pacs.NAME]` to the settings"
-DATABASE = "jobs.sqlite3"
 
 
 @dataclass(frozen=True)
