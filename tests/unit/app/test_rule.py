@@ -210,3 +210,11 @@ def test_rules_that_do_not_fit_the_service_are_refused_as_broken_ones_are(tmp_pa
     write(path, route("wrong"))
     assert [r.name for r in book.rules().route] == ["right"]
     assert book.problem == "rules: no such PACS"
+
+
+def test_the_rules_that_are_shipped_and_shown_are_rules() -> None:
+    root = Path(__file__).parents[3]
+    shown = re.findall(r"```toml\n(\[\[route\]\].*?)```", (root / "README.md").read_text("utf-8"), re.DOTALL)
+    assert len(shown) == 1
+    for text in (*shown, (root / "docker" / "routes.toml").read_text("utf-8")):
+        assert read_rules(text).route
