@@ -28,7 +28,8 @@ from app.batching import Engine, EngineObserver
 from app.build import build_facts
 from app.cache import Cache
 from app.catalogue import Catalogue
-from app.jobs.engine import JobEngine, JobObserver
+from app.jobs.engine import JobEngine
+from app.jobs.ledger import JobObserver
 from app.jobs.store import State
 from app.pacs.router import RouterObserver
 from app.schemas import PacsState

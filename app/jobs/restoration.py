@@ -19,9 +19,9 @@ import numpy as np
 
 from app.errors import BackendUnavailable
 from app.facts import content_digest, facts_of
-from app.jobs.engine import Run
 from app.jobs.folder import JobFolder, private_file
 from app.jobs.journal import Journal
+from app.jobs.run import Run
 from app.log import event
 from app.negotiation import choose, formats_of
 from app.offload import whole

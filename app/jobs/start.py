@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from app.errors import JobsUnavailable
-from app.jobs.engine import Handler, JobConfig, JobEngine
+from app.jobs.crew import JobConfig
+from app.jobs.engine import JobEngine
 from app.jobs.folder import JobFolder
 from app.jobs.restoration import KIND, RestorationHandler
+from app.jobs.run import Handler
 from app.log import event
 from app.pacs.forward import KIND as DOOR_KIND
 from app.pacs.job import KIND as PACS_KIND

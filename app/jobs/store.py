@@ -183,12 +183,10 @@ class Store:
 
     def made(self, series: str) -> bool:
         """Whether a job that is kept told of this series as its outcome."""
-        with self._lock:
-            found = self._connection.execute("SELECT 1 FROM job WHERE json_extract(outcome, '$.series') = ?", (series,))
-            return found.fetchone() is not None
+        return bool(self._rows("SELECT 1 FROM job WHERE json_extract(outcome, '$.series') = ? LIMIT 1", series))
 
     def finished_before(self, moment: float) -> list[Job]:
-        return self._all("SELECT * FROM job WHERE finished < ?", moment)
+        return self._all("SELECT * FROM job WHERE finished <= ?", moment)
 
     # -- changes ------------------------------------------------------------------------------
 
@@ -241,9 +239,9 @@ class Store:
     def wait(self, id: str, due: float, problem: dict[str, Any]) -> Job | None:
         """Queues a running job again, for `due` or later, without counting its run as an attempt."""
         return self._one(
-            "UPDATE job SET state = 'queued', phase = 'waiting', due = ?, problem = ?, attempts = attempts - 1, "
-            "waits = waits + 1, waiting_since = coalesce(waiting_since, ?), revision = revision + 1 "
-            "WHERE id = ? AND state = 'running' RETURNING *",
+            "UPDATE job SET state = 'queued', phase = 'waiting', due = ?, problem = ?, "
+            "attempts = max(attempts - 1, 0), waits = waits + 1, waiting_since = coalesce(waiting_since, ?), "
+            "revision = revision + 1 WHERE id = ? AND state = 'running' RETURNING *",
             due,
             json.dumps(problem),
             time.time(),
@@ -253,7 +251,7 @@ class Store:
     def block(self, id: str, problem: dict[str, Any]) -> Job | None:
         """Has a running job rest until `retry`."""
         return self._one(
-            "UPDATE job SET state = 'blocked', phase = NULL, problem = ?, attempts = attempts - 1, "
+            "UPDATE job SET state = 'blocked', phase = NULL, problem = ?, attempts = max(attempts - 1, 0), "
             "revision = revision + 1 WHERE id = ? AND state = 'running' RETURNING *",
             json.dumps(problem),
             id,
@@ -307,8 +305,9 @@ class Store:
             "WHERE state = 'running' RETURNING *"
         )
 
-    def remove(self, id: str) -> None:
-        self._all("DELETE FROM job WHERE id = ? RETURNING *", id)
+    def remove(self, id: str, moment: float) -> bool:
+        """Forgets a job that had ended by then; whether there was one. One that was queued anew stays."""
+        return bool(self._all("DELETE FROM job WHERE id = ? AND finished <= ? RETURNING *", id, moment))
 
     # -- rows ---------------------------------------------------------------------------------
 

@@ -12,8 +12,9 @@ from importlib import import_module
 
 from app.catalogue import Catalogue
 from app.errors import JobNotFound, JobsUnavailable, PacsOff
-from app.jobs.engine import Handler, JobEngine
+from app.jobs.engine import JobEngine
 from app.jobs.folder import JobFolder
+from app.jobs.run import Handler
 from app.jobs.store import DATABASE, Job, State
 from app.log import event
 from app.pacs.call import Observe, open_client

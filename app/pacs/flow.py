@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app.errors import IdentityDiffers, Quarantined, RunFailed, WorkerLost, status_of
-from app.jobs.engine import Run
+from app.jobs.run import Run
 from app.noise import together
 from app.pacs.dicomweb import DicomWeb, Failure
 from app.pacs.errors import PacsGone, PacsMalformed, PacsRefused, PacsUnavailable

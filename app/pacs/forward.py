@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.errors import Quarantined, RunFailed
-from app.jobs.engine import Blocked, Run
 from app.jobs.folder import PRIVATE_FOLDER, JobFolder
+from app.jobs.run import Blocked, Run
 from app.noise import together
 from app.offload import whole
 from app.pacs.dicomweb import Stored, batches

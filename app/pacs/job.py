@@ -11,7 +11,6 @@ derived UIDs follow from the content alone, so that all runs and all jobs conver
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import random
 import shutil
@@ -23,8 +22,9 @@ from datetime import datetime
 from typing import Any
 
 from app.errors import BackendUnavailable, DiskFull, PixelsDiffer
-from app.jobs.engine import Blocked, Later, Run
+from app.jobs.crew import NO_SPACE
 from app.jobs.folder import JobFolder
+from app.jobs.run import Blocked, Later, Run
 from app.log import event
 from app.offload import whole
 from app.pacs.dicomweb import DicomWeb
@@ -47,7 +47,6 @@ KEPT = 8  # times that a PACS may not list what it has confirmed, until it count
 ROWS = 500  # instances noted at one time
 UNKNOWN_BYTES = 32 * 1024**2  # an instance of which the PACS does not tell the size
 ON_THE_WAY_BYTES = 256 * 1024**2  # fetched ahead, and again restored
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)

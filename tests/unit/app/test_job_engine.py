@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 
-from app.errors import DiskFull, JobNotFound, JobsUnavailable, QueueFull, RunFailed, WorkerLost
-from app.jobs.engine import Handler, JobConfig, JobEngine, JobObserver, Run
+from app.errors import DiskFull, JobNotFound, JobsUnavailable, NotReady, QueueFull, RunFailed, WorkerLost
+from app.jobs.crew import JobConfig
+from app.jobs.engine import JobEngine
 from app.jobs.folder import JobFolder
+from app.jobs.ledger import JobObserver
+from app.jobs.run import Handler, Run
 from app.jobs.store import Job, State, Store
 from models.errors import CorruptImage, ImageTooLarge, OptionError
 
@@ -98,15 +101,26 @@ def test_a_job_runs_with_its_parameters_in_its_folder(tmp_path: Path) -> None:
     run(work)
 
 
-@pytest.mark.parametrize(
-    "error", [WorkerLost("w"), QueueFull("items", 1), DiskFull("d", 1), OSError(errno.ENOSPC, "full")]
-)
-def test_what_may_pass_is_tried_again(tmp_path: Path, error: Exception) -> None:
+def test_what_may_pass_is_tried_again(tmp_path: Path) -> None:
     async def work() -> None:
-        handler, runs = scripted(error, error)
+        handler, runs = scripted(WorkerLost("w"), WorkerLost("w"))
         async with engine(tmp_path, handler) as jobs:
             job = await end_of(jobs, (await submit(jobs)).id)
             assert (job.state, job.attempts, len(runs)) == (State.DONE, 3, 3)
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    "error", [QueueFull("items", 1), NotReady("starting"), DiskFull("d"), OSError(errno.ENOSPC, "full")]
+)
+def test_what_is_no_fault_of_the_job_is_waited_for_however_often(tmp_path: Path, error: Exception) -> None:
+    async def work() -> None:
+        handler, runs = scripted(*[error] * 6)
+        async with engine(tmp_path, handler, attempts=2) as jobs:
+            job = await end_of(jobs, (await submit(jobs)).id)
+            assert (job.state, job.attempts, len(runs)) == (State.DONE, 1, 7)
+            assert [run.waits for run in runs] == [0, 1, 2, 3, 4, 5, 6]
 
     run(work)
 
@@ -378,7 +392,7 @@ def test_a_job_whose_end_could_not_be_written_is_done_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("app.jobs.store.BUSY_S", 0.01)
-    monkeypatch.setattr("app.jobs.engine.STORE_RETRY_S", 0.01)
+    monkeypatch.setattr("app.jobs.crew.STORE_RETRY_S", 0.01)
     other = []
 
     async def handler(run: Run) -> dict[str, Any]:

@@ -149,5 +149,24 @@ def test_old_ends_are_found_and_removed(store: Store) -> None:
     store.finish("a", State.CANCELLED)
     store.add("b", "k", {}, None)
     assert [job.id for job in store.finished_before(time.time() + 1)] == ["a"]
-    store.remove("a")
+    assert not store.remove("a", 0)
+    assert store.remove("a", time.time())
     assert store.ids() == {"b"}
+
+
+def test_what_was_queued_anew_is_not_removed(store: Store) -> None:
+    store.add("a", "k", {}, None)
+    store.finish("a", State.CANCELLED)
+    store.retry("a")
+    assert not store.remove("a", time.time() + 1)
+    assert store.ids() == {"a"}
+
+
+def test_a_run_that_was_forgiven_is_not_counted_below_none(store: Store) -> None:
+    store.add("a", "k", {}, None)
+    for change in (store.wait, store.block):
+        store.claim()
+        store.retry("a")
+        job = change("a", *((0.0, {}) if change == store.wait else ({},)))
+        assert job is not None
+        assert job.attempts == 0

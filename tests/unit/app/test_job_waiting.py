@@ -6,9 +6,13 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from app.errors import QueueFull
-from app.jobs.engine import Blocked, JobConfig, JobEngine, Later, Run
+from app.jobs.crew import JobConfig
+from app.jobs.engine import JobEngine
 from app.jobs.folder import JobFolder
+from app.jobs.run import Blocked, Later, Run
 from app.jobs.store import Job, State, Store
 from models.errors import MedRestoreError
 from tests.unit.app.test_job_engine import LIMIT_S, end_of, engine, submit
@@ -226,3 +230,61 @@ def test_pages_are_filtered_and_follow_each_other(tmp_path: Path) -> None:
     assert [job.id for job in store.page("pacs", 9, "listing")] == [claimed.id]
     assert store.page("pacs", 9, "running") == []
     store.close()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_retry_waits_for_the_run_that_is_being_cancelled(tmp_path: Path, workers: int) -> None:
+    """Two runs of one job at a time would work in one folder."""
+    runs: list[str] = []
+    under_way, most, tidied = 0, 0, asyncio.Event()
+
+    async def handler(run: Run) -> dict[str, Any]:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        runs.append(run.id)
+        run.folder.mkdir(exist_ok=True)
+        try:
+            if len(runs) == 1:
+                await asyncio.Event().wait()
+            await asyncio.sleep(0.05)
+            assert run.folder.exists()
+            return {}
+        finally:
+            if len(runs) == 1:
+                await tidied.wait()
+            under_way -= 1
+
+    async def work() -> Job:
+        async with engine(tmp_path, handler, workers=workers) as jobs:
+            id = (await submit(jobs)).id
+            await until(jobs, id, State.RUNNING)
+            while not runs:
+                await asyncio.sleep(0.01)
+            cancelling = asyncio.create_task(jobs.cancel(id))
+            await until(jobs, id, State.CANCELLED)
+            retrying = asyncio.create_task(jobs.retry(id))
+            await asyncio.sleep(0.1)
+            tidied.set()
+            await cancelling
+            await retrying
+            return await end_of(jobs, id)
+
+    assert asyncio.run(work()).state is State.DONE
+    assert (len(runs), most) == (2, 1)
+
+
+def test_retries_at_the_very_end_of_a_run_lose_no_worker(tmp_path: Path) -> None:
+    async def handler(run: Run) -> dict[str, Any]:
+        return {}
+
+    async def work() -> State:
+        async with engine(tmp_path, handler, workers=2) as jobs:
+            id = (await submit(jobs)).id
+            for _ in range(20):
+                await end_of(jobs, id)
+                await jobs.retry(id)
+            await end_of(jobs, id)
+            return (await end_of(jobs, (await submit(jobs)).id)).state
+
+    assert asyncio.run(work()) is State.DONE
