@@ -21,7 +21,7 @@ from app.jobs.crew import Crew, JobConfig
 from app.jobs.folder import JobFolder
 from app.jobs.ledger import JobObserver, Ledger
 from app.jobs.run import Handler
-from app.jobs.store import Job, State, Store
+from app.jobs.store import DATABASE, Job, State, Store
 from app.log import event
 from app.offload import whole
 from app.problem import of_job
@@ -84,7 +84,7 @@ class JobEngine:
     def _open(self) -> None:
         self.folder.open()
         self._held.callback(self.folder.close)
-        self._ledger.open(self.folder.root / "jobs.sqlite3")
+        self._ledger.open(self.folder.root / DATABASE)
         self._held.callback(self._ledger.close)
 
     async def _resume(self, job: Job) -> None:

@@ -15,7 +15,7 @@ from app.errors import DiskFull, JobNotFound, JobsUnavailable, PacsOff
 from app.jobs.engine import JobEngine
 from app.jobs.folder import JobFolder
 from app.jobs.run import Handler
-from app.jobs.store import Job, State
+from app.jobs.store import DATABASE, Job, State
 from app.log import event, places
 from app.pacs.call import Observe, open_client
 from app.pacs.dicomweb import DicomWeb
@@ -34,7 +34,6 @@ from models.errors import BundleError, MedRestoreError, OptionError
 LOOK_S = 5.0  # between looks at credentials that were refused, and at the counts that metrics tell
 ANSWER_S = 10.0  # that a status waits for a PACS
 SWITCHED_OFF = "no PACS is configured here: add a table `[pacs.NAME]` to the settings"
-DATABASE = "jobs.sqlite3"
 
 
 @dataclass(frozen=True)

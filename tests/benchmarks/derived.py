@@ -132,7 +132,7 @@ def judge(image: Image, restored: Image, derivation: Derivation, data: bytes) ->
     source, derived = image.source, read(data)
     yield from (f"{name} changed" for name in KEPT if derived.get(name) != source.get(name))
     yield from _judge_identity(source, derived, derivation)
-    yield from _judge_geometry(source, derived, derivation.scale)
+    yield from judge_geometry(source, derived, derivation.scale)
     pixels = derived.pixel_array.reshape(restored.pixels.shape)
     if not np.array_equal(pixels, restored.pixels):
         yield "pixels are not those that were written"
@@ -186,7 +186,7 @@ def _planes(dataset: Dataset) -> Iterator[np.ndarray[Any, Any]]:
                 yield start + along_row * spacing[1] * column + along_column * spacing[0] * row
 
 
-def _judge_geometry(source: Dataset, derived: Dataset, scale: int) -> Iterator[str]:
+def judge_geometry(source: Dataset, derived: Dataset, scale: int) -> Iterator[str]:
     if (derived.Rows, derived.Columns) != (source.Rows * scale, source.Columns * scale):
         yield "size is not that of the scale"
     before, after = list(_planes(source)), list(_planes(derived))

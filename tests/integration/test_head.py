@@ -37,13 +37,13 @@ def port() -> Iterator[int]:
 
 
 def talk(port: int, *parts: bytes) -> bytes:
-    """All that is answered until the server hangs up, or as much as there is of an answer."""
+    """All that is answered until the server hangs up."""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
         answer = b""
         try:
             for part in parts:
                 line.sendall(part)
-            while not answer.endswith((b"000", b"0005", b"100000")) and (more := line.recv(65536)):
+            while more := line.recv(65536):
                 answer += more
         except ConnectionError:  # the server hung up while we were sending
             pass
@@ -52,7 +52,7 @@ def talk(port: int, *parts: bytes) -> bytes:
 
 def test_a_head_within_the_bound_and_a_large_body_are_served(port: int) -> None:
     fields = b"X-Long: " + b"a" * (HEAD_BYTES - 200)
-    request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n" + fields + b"\r\n\r\n"
+    request = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 100000\r\n" + fields + b"\r\n\r\n"
     assert b"0100000" in talk(port, request, b"b" * 100_000)
 
 

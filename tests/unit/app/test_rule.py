@@ -217,3 +217,11 @@ def test_rules_that_do_not_fit_the_service_are_refused_until_they_do(tmp_path: P
     there.append("wrong")  # a model that was installed after the rules that name it
     assert [r.name for r in book.rules().route] == ["wrong"]
     assert book.problem is None
+
+
+def test_the_rules_that_are_shipped_and_shown_are_rules() -> None:
+    root = Path(__file__).parents[3]
+    shown = re.findall(r"```toml\n(\[\[route\]\].*?)```", (root / "README.md").read_text("utf-8"), re.DOTALL)
+    assert len(shown) == 1
+    for text in (*shown, (root / "docker" / "routes.toml").read_text("utf-8")):
+        assert read_rules(text).route
