@@ -110,8 +110,9 @@ def test_a_real_series_end_to_end(launch, orthanc: TestOrthanc, shared: Path, tm
     assert job["state"] == "completed", job
     assert job["instances"]["verified"] == 6
     found = fetch(orthanc.state, first.StudyInstanceUID, job["derived_series"])
-    assert not list(faults_of(sources, found, 2 if operation == "superresolve" else 1, tmp_path))
-    assert list(faults_of(sources, found[1:], 1, tmp_path))
+    scale = 2 if operation == "superresolve" else 1
+    assert not list(faults_of(sources, found, scale, tmp_path))
+    assert list(faults_of(sources, found[1:], scale, tmp_path))
     status = call(server, "/pacs/status")["pacs"]["main"]
     assert (status["reachable"], status["authorised"], status["jobs"]) == (True, True, {"completed": 1})
 
