@@ -53,6 +53,21 @@ class Patience:
         self._at = ""
         self._failures = 0  # in a row
 
+    async def offer(self, at: str, look: Awaitable[Candidate | None], take: Take, leave_out: LeaveOut) -> None:
+        """Hands a series on once it was looked at. Raises what `look` does while there is patience, and what `take`
+        does."""
+        try:
+            candidate = await look
+        except (PacsError, ValueError) as error:
+            if not self.over(at, error):
+                raise
+            leave_out("unreadable")
+            return
+        if candidate is None:
+            leave_out("gone")
+        else:
+            await take(candidate)
+
     def over(self, at: str, error: PacsError | ValueError) -> bool:
         """Books a failure at a series; whether it is to be left out now."""
         if isinstance(error, PacsDenied):
@@ -89,7 +104,7 @@ class ChangeFeed:
         newest = {change.identifier: change.number for change in new if change.kind == STABLE}
         for change in new:
             if newest.get(change.identifier) == change.number:
-                await self._offer(change, take, leave_out)
+                await self._patience.offer(str(change.number), self._look(change.identifier), take, leave_out)
                 await self._advance(change, last)
         if page.done and (not new or new[-1].number < last):  # what is not told was deleted
             await self._put(Cursor(last))
@@ -109,19 +124,6 @@ class ChangeFeed:
             if len(found) >= count:
                 break
         return await _readable([self._look(identifier) for identifier in list(found)[:count]])
-
-    async def _offer(self, change: Change, take: Take, leave_out: LeaveOut) -> None:
-        try:
-            candidate = await self._look(change.identifier)
-        except (PacsError, ValueError) as error:
-            if not self._patience.over(str(change.number), error):
-                raise
-            leave_out("unreadable")
-            return
-        if candidate is None:
-            leave_out("gone")
-        else:
-            await take(candidate)
 
     async def _look(self, identifier: str) -> Candidate | None:
         try:
@@ -190,21 +192,8 @@ class QueryFeed:
         elif not known.judged and now - known.since < self._stable_s:
             self.lag += 1
         elif not known.judged:
-            await self._offer(row, count, take, leave_out)
+            await self._patience.offer(row.series, self._look(row, count), take, leave_out)
             await self._see(row, Seen(count, known.since, judged=True))
-
-    async def _offer(self, row: SeriesRow, count: int, take: Take, leave_out: LeaveOut) -> None:
-        try:
-            candidate = await self._look(row, count)
-        except PacsError as error:
-            if not self._patience.over(row.series, error):
-                raise
-            leave_out("unreadable")
-            return
-        if candidate is None:
-            leave_out("gone")
-        else:
-            await take(candidate)
 
     async def _see(self, row: SeriesRow, seen: Seen) -> None:
         await asyncio.to_thread(self._cursors.see, self._pacs, row.series, seen)

@@ -6,7 +6,6 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -35,6 +34,7 @@ from app.routes.documentation import (
 )
 from app.routes.download import Download, in_parts
 from app.routes.exchange import refuse_repeated
+from app.routes.stream import KEEP_ALIVE_S, follow
 from app.schemas import JobList, JobProblem, JobQuery, JobsQuery, JobStatus, NoQuery, RestorationFacts
 from app.service import Service
 from models.bundle import Bundle
@@ -46,7 +46,6 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 KEY_LENGTH = 200
 RETRY_LEAST_S, RETRY_MOST_S = 1.0, 60.0
-KEEP_ALIVE_S = 15.0  # proxies close streams that are silent for longer
 
 Key = Annotated[str | None, Header(min_length=1, max_length=KEY_LENGTH, description="the same key gives the same job")]
 
@@ -104,9 +103,9 @@ async def watch_job(
     job = await _find(request, job_id)
     if job.state.final and last_event_id == str(job.revision):
         return Response(status_code=204)
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    events = _events(engine_of(request), job_id, _base(request))
-    return StreamingResponse(events, headers=headers, media_type="text/event-stream")
+    base = _base(request)
+    states = engine_of(request).watch(job_id, KEEP_ALIVE_S)
+    return follow(states, lambda job: (job.revision, job.state, status_of(job, base)))
 
 
 @router.get("/{job_id}/result", response_class=Download, responses=JOB_RESULT)
@@ -230,20 +229,6 @@ async def _find(request: Request, job_id: str) -> Job:
         raise JobNotFound("no such job of this kind")
     request.scope["facts"] = {"job": job.id}
     return job
-
-
-async def _events(jobs: JobEngine, job_id: str, base: str) -> AsyncIterator[str]:
-    seen = None
-    try:
-        async for job in jobs.watch(job_id, KEEP_ALIVE_S):
-            if job.revision == seen:
-                yield ": still here\n\n"
-            else:
-                seen = job.revision
-                data = status_of(job, base).model_dump_json()
-                yield f"id: {seen}\nevent: {job.state}\ndata: {data}\n\n"
-    except JobNotFound:
-        return
 
 
 def _base(request: Request) -> str:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from app.errors import JobNotFound
 from app.jobs.store import State
 from app.pacs.desk import Pacs, PacsJob
 from app.pacs.instance import Instance, Outcome
 from app.pacs.routing import Routing
 from app.routes.body import SmallBody
 from app.routes.documentation import JOB_EVENTS, PACS_ACCEPTED, PACS_PROBLEMS, PACS_STATUS
-from app.routes.jobs import KEEP_ALIVE_S, moment
+from app.routes.jobs import moment
+from app.routes.stream import KEEP_ALIVE_S, follow
 from app.schemas import (
     JobProblem,
     NoQuery,
@@ -110,8 +109,9 @@ async def watch_pacs_job(
     job = (await pacs.get(job_id)).job
     if job.state.final and last_event_id == str(job.revision):
         return Response(status_code=204)
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_events(pacs, job_id, _base(request)), headers=headers, media_type="text/event-stream")
+    base = _base(request)
+    states = pacs.watch(job_id, KEEP_ALIVE_S)
+    return follow(states, lambda found: (found.job.revision, found.state, status_of(found, base)))
 
 
 @router.get("/status", responses=PACS_STATUS)
@@ -169,19 +169,6 @@ def _instance(found: Instance) -> PacsInstance:
     return PacsInstance(
         source=found.source, derived=found.derived or None, state=found.state.value, reason=found.reason
     )
-
-
-async def _events(pacs: Pacs, job_id: str, base: str) -> AsyncIterator[str]:
-    seen = None
-    try:
-        async for found in pacs.watch(job_id, KEEP_ALIVE_S):
-            if found.job.revision == seen:
-                yield ": still here\n\n"
-            else:
-                seen = found.job.revision
-                yield f"id: {seen}\nevent: {found.state}\ndata: {status_of(found, base).model_dump_json()}\n\n"
-    except JobNotFound:
-        return
 
 
 def _cursor(text: str) -> tuple[float, str]:
