@@ -75,9 +75,9 @@ class PdmConfig:
     crop: int = 48  # side of a low-resolution crop, 32 at least
     adversarial: float = 0.1
     spectrum: float = 1.0  # mean power spectra of both sets
-    level: float = 0.3  # power of the noise against that of the low-resolution images' quiet patches
-    colour: float = 0.1  # its spectrum against theirs
-    local_mean: float = 1.0  # what the noise adds to brightness, beyond what noise of that colour must
+    level: float = 0.2  # power of the noise against that of the low-resolution images' quiet patches
+    colour: float = 0.03  # its spectrum against theirs
+    local_mean: float = 0.1  # what the noise adds to brightness, beyond what noise of that colour must
     consistency: float = 1.0  # reduced image against the plainly reduced one, both low-passed
     fit: DuelFit = field(
         default_factory=lambda: DuelFit(

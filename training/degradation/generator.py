@@ -72,7 +72,6 @@ class NoiseNet(nn.Module):
         nn.init.zeros_(self.colour.weight)
         with torch.no_grad():
             self.colour.weight[0, 0, COLOUR // 2, COLOUR // 2] = 1.0
-
         self.start(0.02)
 
     def start(self, level: float) -> None:
@@ -86,9 +85,8 @@ class NoiseNet(nn.Module):
         Its mean over the latent is 0 at every pixel, whatever the weights.
         """
         signal = F.avg_pool2d(low, 3, 1, 1, count_include_pad=False)
-        gain = self.last_gain(
-            F.relu(self.first_gain(torch.cat([signal, level[:, :, None, None].expand_as(signal)], 1)))
-        )
+        told = torch.cat([signal, level[:, :, None, None].expand_as(signal)], 1)
+        gain = self.last_gain(F.relu(self.first_gain(told)))
         detail = (self.detail(low, latent) - self.detail(low, -latent)) / 2
         return torch.exp(gain.clamp(-12, 2)) * (self.colour(latent) + detail)
 

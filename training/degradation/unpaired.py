@@ -13,9 +13,9 @@ from scipy.special import ndtri
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from training.data.noise import Plane
 from training.degradation.generator import Latents
 from training.degradation.learned import draw_latents
+from training.degradation.measure import draw_crop
 from training.seeds import sample_generator
 
 STREAM = 90_000_000  # added to a run's seed
@@ -43,8 +43,10 @@ class UnpairedCrops(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         rng = sample_generator(self.seed + STREAM, number // self.batch, number % self.batch)
-        high = draw_crop(self.high, self.crop * self.scale, rng)
-        low = draw_crop(self.low, self.crop, rng)
+        high, low = (
+            draw_crop([np.load(paths[int(rng.integers(len(paths)))], mmap_mode="r", allow_pickle=False)], side, rng)
+            for paths, side in ((self.high, self.crop * self.scale), (self.low, self.crop))
+        )
         latents = draw_latents(1, low.shape, rng)
         rank = rng.uniform(1e-3, 1 - 1e-3)
         law = self.laws[int(rank * len(self.laws))].astype(np.float32)
@@ -61,13 +63,6 @@ class UnpairedCrops(Dataset[dict[str, Tensor]]):
 def latents_of(batch: dict[str, Tensor]) -> Latents:
     """The latents of a batch of samples."""
     return Latents(batch["kernel"], batch["noise"], batch["level"])
-
-
-def draw_crop(paths: Sequence[Path], side: int, rng: np.random.Generator) -> Plane:
-    """A crop (side, side) anywhere in one of the planes."""
-    plane = np.load(paths[int(rng.integers(len(paths)))], mmap_mode="r", allow_pickle=False)
-    top, left = (int(rng.integers(length - side + 1)) for length in plane.shape)
-    return np.array(plane[top : top + side, left : left + side], dtype=np.float32)
 
 
 def large_enough(paths: Sequence[Path], side: int) -> list[Path]:
