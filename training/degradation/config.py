@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from training.data.noise import NoisePopulation
 from training.duel import DuelFit
 
+TERMS = ("adversarial", "spectrum", "shape", "level", "colour", "local_mean", "consistency")  # of the generator's loss
 KINDS = ("bicubic", "blind", "pdm", "mix")
 
 
@@ -75,19 +76,20 @@ class PdmConfig:
     crop: int = 48  # side of a low-resolution crop, 32 at least
     adversarial: float = 0.1
     spectrum: float = 1.0  # mean power spectra of both sets
+    shape: float = 0.5  # what of a kernel is no Gaussian
     level: float = 0.2  # power of the noise against that of the low-resolution images' quiet patches
-    colour: float = 0.03  # its spectrum against theirs
+    colour: float = 0.3  # its spectrum against theirs
     local_mean: float = 0.1  # what the noise adds to brightness, beyond what noise of that colour must
     consistency: float = 1.0  # reduced image against the plainly reduced one, both low-passed
     fit: DuelFit = field(
         default_factory=lambda: DuelFit(
-            steps=1500,
+            steps=800,
             batch=8,
             learning_rate=2e-3,
             critic_learning_rate=1e-3,
             final_learning_rate=2e-5,
             betas=(0.5, 0.99),
-            hold=500,
+            hold=300,
             ema=0.99,
             gradient_norm=5.0,
             precision="32-true",
@@ -96,8 +98,16 @@ class PdmConfig:
     checkpoint_every: int = 250
 
     def __post_init__(self) -> None:
-        weights = (self.adversarial, self.spectrum, self.level, self.colour, self.local_mean, self.consistency)
-        if min(weights) < 0:
+        terms = (
+            self.adversarial,
+            self.spectrum,
+            self.shape,
+            self.level,
+            self.colour,
+            self.local_mean,
+            self.consistency,
+        )
+        if min(terms) < 0:
             raise ValueError("learned: weights must not be negative")
         if self.crop < 32:
             raise ValueError(f"learned.crop: {self.crop} is less than 32, on which spectra are measured")

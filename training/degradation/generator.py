@@ -22,7 +22,11 @@ START_WIDTH = 0.4  # of the first kernel, in low-resolution pixels
 
 
 class KernelNet(nn.Module):
-    """A point-symmetric, positive blur kernel of sum 1 from a latent: p(k)."""
+    """A point-symmetric, positive blur kernel of sum 1 from a latent: p(k).
+
+    The softmax of a Gaussian's logarithm, of any widths and direction, plus a free deviation. A few images tell how
+    wide a blur is long before they tell its shape; training charges for the deviation, so it is there if needed.
+    """
 
     def __init__(self, side: int, scale: int, features: int = 64, blocks: int = 3) -> None:
         super().__init__()
@@ -32,20 +36,28 @@ class KernelNet(nn.Module):
             nn.Sequential(nn.ReLU(), nn.Linear(features, features), nn.ReLU(), nn.Linear(features, features))
             for _ in range(blocks)
         )
-        self.tail = nn.Linear(features, side**2)
-        nn.init.zeros_(self.tail.weight)
-        place = torch.arange(side) - (side - 1) / 2
-        squares = (place[:, None] ** 2 + place[None, :] ** 2) / (2 * (START_WIDTH * scale) ** 2)
+        self.gauss, self.free = nn.Linear(features, 3), nn.Linear(features, side**2)
+        for last in (self.gauss, self.free):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
         with torch.no_grad():
-            self.tail.bias.copy_(-squares.flatten().clamp(max=12.0))
+            self.gauss.bias[:2] = -math.log(START_WIDTH * scale)
+        place = torch.arange(side) - (side - 1) / 2
+        self.register_buffer("place", torch.cartesian_prod(place, place).T, persistent=False)  # rows, columns
 
-    def forward(self, latent: Tensor) -> Tensor:
-        """latent (B, 3), standard normal -> kernels (B, K, K), sum 1, centroid in the middle."""
+    def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """latent (B, 3), standard normal -> kernels (B, K, K), sum 1, centroid in the middle; their deviation ()."""
         x = self.head(latent)
         for block in self.blocks:
             x = x + block(x)
-        logits = self.tail(F.relu(x))
-        return torch.softmax(logits + logits.flip(1), 1).reshape(-1, self.side, self.side)  # flip: turned by half
+        x = F.relu(x)
+        down, across, skew = self.gauss(x)[:, :, None].unbind(1)
+        rows, columns = self.place.unbind(0)
+        squares = (torch.exp(down) * rows + skew * columns) ** 2 + (torch.exp(across) * columns) ** 2
+        free = self.free(x)
+        free = (free + free.flip(1)) / 2  # turned by half, the same
+        kernels = torch.softmax(free - squares / 2, 1).reshape(-1, self.side, self.side)
+        return kernels, free.square().mean()
 
 
 class NoiseNet(nn.Module):
@@ -104,6 +116,7 @@ class Fake(NamedTuple):
     reduced: Tensor  # (B, 1, H, W), blurred and reduced, without noise
     noise: Tensor  # (B, 1, H, W)
     kernels: Tensor  # (B, K, K)
+    deviation: Tensor  # (): mean square of the logarithms of kernels over Gaussians
     contrast: Tensor  # (): log power of the low-resolution set's structures over the high-resolution set's
 
 
@@ -130,10 +143,10 @@ class DegradationGenerator(nn.Module):
 
     def forward(self, high: Tensor, latents: Latents) -> Fake:
         """high (B, 1, sH, sW), unit scale; the noise is told the reduced image, and does not teach the kernel."""
-        kernels = self.kernel(latents.kernel)
+        kernels, deviation = self.kernel(latents.kernel)
         reduced = apply_kernels(high, kernels, self.scale)
         noise = self.noise(reduced.detach(), latents.noise, latents.level)
-        return Fake(reduced + noise, reduced, noise, kernels, self.contrast)
+        return Fake(reduced + noise, reduced, noise, kernels, deviation, self.contrast)
 
 
 def apply_kernels(high: Tensor, kernels: Tensor, scale: int) -> Tensor:

@@ -14,15 +14,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.data.noise import Plane
 from training.degradation.config import PdmConfig
 from training.degradation.critic import PatchCritic, fine
-from training.degradation.generator import DegradationGenerator, Fake
+from training.degradation.generator import KERNEL_LATENTS, DegradationGenerator, Fake
 from training.degradation.learned import LearnedDegradation, write_learned
-from training.degradation.measure import measure_draws
+from training.degradation.measure import measure_draws, second_moments
 from training.degradation.population import MeasuredNoise, measure_noise
 from training.degradation.spectrum import FLOOR, Spectra, measure_spectra, noise_power_of
 from training.degradation.unpaired import UnpairedCrops, large_enough, latents_of
@@ -34,6 +35,7 @@ PLANES_MAX = 400  # of a set, that are measured
 POOL = 12  # rows of the squares on which the noise's level is compared
 BOX = 8  # rows of the squares that noise must not make brighter or darker
 LOW_PASS = 2.0  # standard deviation in low-resolution pixels: what no blur or reduction may change
+FAINT = 0.05  # of the mean power: less makes no difference to a colour
 UNKNOWN = np.array([[0.0, 1e-4]])  # law of the noise where no patch is quiet; it then weighs nothing
 
 
@@ -46,7 +48,7 @@ class Target:
     critic_level: float  # root mean square of the low-resolution images less their local mean
 
     @property
-    def laws(self) -> np.ndarray:
+    def laws(self) -> NDArray[np.float64]:
         """(a, b) of the images' noise, the least noisy first, (N, 2)."""
         return UNKNOWN if self.noise is None else self.noise.laws[np.argsort(self.noise.levels, kind="stable")]
 
@@ -79,7 +81,7 @@ def learn_degradation(
     if target.noise is not None:
         generator.noise.start(float(np.median(target.noise.levels)))
     every = {"checkpoint_every": config.checkpoint_every, "validate_every": config.checkpoint_every}
-    rules = Judgement(config, target).rules()
+    rules = Judgement(config, target, fabric.device).rules()
     best = fit_duel(generator, critic, data, rules, fit, folder, digest, fabric=fabric, workers=workers, **every)
     assert isinstance(best, DegradationGenerator)
     learned = LearnedDegradation(best.cpu(), measure_draws(best, planes_of(high), seed))
@@ -105,13 +107,14 @@ def measure_target(high: Sequence[Plane], low: Sequence[Plane], scale: int) -> T
 class Judgement:
     """The two players' losses."""
 
-    def __init__(self, config: PdmConfig, target: Target) -> None:
-        self.config, self.target = config, target
-        self.wanted = torch.log(target.spectra.low + FLOOR)[target.spectra.used]
-        self.colour = self.slow = None
+    def __init__(self, config: PdmConfig, target: Target, device: torch.device) -> None:
+        self.config, self.spectra = config, target.spectra.to(device)
+        self.wanted = torch.log(self.spectra.low + FLOOR)[self.spectra.used]
+        self.colour: Tensor | None = None
+        self.slow = 1.0
         if target.noise is not None:
             power = noise_power(target.noise.correlation)
-            self.colour = torch.log(torch.from_numpy(power.astype(np.float32)) + 0.05)
+            self.colour = torch.log(torch.from_numpy(power.astype(np.float32)) + FAINT).to(device)
             self.slow = box_share(target.noise.correlation)
 
     def rules(self) -> Rules:
@@ -127,33 +130,36 @@ class Judgement:
         config, fake = self.config, Fake(*generator(batch["high"], latents_of(batch)))
         terms = {
             "adversarial": config.adversarial * (critic(fake.low) - 1).square().mean(),
-            "spectrum": config.spectrum * self.spectrum(fake),
+            "spectrum": config.spectrum * self.spectrum_error(fake),
+            "shape": config.shape * fake.deviation,
             "consistency": config.consistency * consistency(fake.reduced, batch["high"]),
         }
         if self.colour is not None:
             terms |= {
                 "level": config.level * level(fake, batch["law"]),
                 "colour": config.colour * self.colour_error(fake.noise),
-                "local_mean": config.local_mean * local_mean(fake.noise, self.slow or 0.0),
+                "local_mean": config.local_mean * local_mean(fake.noise, self.slow),
             }
         return terms
 
-    def spectrum(self, fake: Fake) -> Tensor:
+    def spectrum_error(self, fake: Fake) -> Tensor:
         """Mean squared logarithm of expected over measured power."""
-        spectra = self.target.spectra
-        power = torch.exp(fake.contrast) * spectra.degraded(fake.kernels) + noise_power_of(fake.noise)
-        return (torch.log(power + FLOOR)[spectra.used] - self.wanted).square().mean()
+        power = torch.exp(fake.contrast) * self.spectra.degraded(fake.kernels) + noise_power_of(fake.noise)
+        return (torch.log(power + FLOOR)[self.spectra.used] - self.wanted).square().mean()
 
     def colour_error(self, noise: Tensor) -> Tensor:
         """The same of the noise alone, both of mean power 1."""
         assert self.colour is not None
         power = noise_power_of(noise)
-        return (torch.log(power / power.mean() + 0.05) - self.colour).square().mean()
+        return (torch.log(power / power.mean() + FAINT) - self.colour).square().mean()
 
     @torch.no_grad()
     def validate(self, generator: nn.Module) -> dict[str, float]:
-        """Width of the mean kernel along an axis."""
-        return {}
+        """Second moment of the mean kernel, squared high-resolution pixels."""
+        assert isinstance(generator, DegradationGenerator)
+        grid = torch.randn(64, KERNEL_LATENTS, generator=torch.Generator().manual_seed(0))
+        kernels = generator.kernel(grid.to(self.spectra.low.device))[0].double().cpu().numpy()
+        return {"moment": float(np.trace(second_moments(kernels.mean(0))) / 2)}
 
 
 def level(fake: Fake, law: Tensor) -> Tensor:
@@ -169,7 +175,7 @@ def local_mean(noise: Tensor, share: float) -> Tensor:
     return torch.log((found + FLOOR) / share).square()
 
 
-def box_share(correlation: np.ndarray) -> float:
+def box_share(correlation: NDArray[np.float64]) -> float:
     """Share of the power of noise with a correlation (11, 11) that is in its mean over 8 x 8 pixels."""
     lags = np.abs(np.arange(len(correlation)) - len(correlation) // 2)
     pairs = np.maximum(BOX - lags, 0)

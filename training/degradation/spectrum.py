@@ -34,6 +34,9 @@ class Spectra:
     def scale(self) -> int:
         return self.high.shape[0] // SIDE
 
+    def to(self, device: torch.device) -> Spectra:
+        return Spectra(self.high.to(device), self.low.to(device))
+
     @property
     def used(self) -> Tensor:
         """Frequencies that are compared, boolean (32, 32)."""
