@@ -74,6 +74,7 @@ class PdmConfig:
 
     kernel: int = 0  # rows of the kernel in high-resolution pixels, even where the scale is; 0: 16 at x2, 28 at x4
     crop: int = 48  # side of a low-resolution crop, 32 at least
+    critic_features: int = 24
     adversarial: float = 0.1
     spectrum: float = 1.0  # mean power spectra of both sets
     shape: float = 0.5  # what of a kernel is no Gaussian
@@ -83,15 +84,16 @@ class PdmConfig:
     consistency: float = 1.0  # reduced image against the plainly reduced one, both low-passed
     fit: DuelFit = field(
         default_factory=lambda: DuelFit(
-            steps=800,
+            steps=600,
             batch=8,
             learning_rate=2e-3,
             critic_learning_rate=1e-3,
             final_learning_rate=2e-5,
             betas=(0.5, 0.99),
-            hold=300,
+            hold=250,
             ema=0.99,
             gradient_norm=5.0,
+            critic_every=2,
             precision="32-true",
         )
     )
@@ -142,7 +144,7 @@ def preset(kind: str) -> DegradationConfig:
         raise ValueError(f"degradation {kind!r}: there are {', '.join(KINDS)}")
     if kind == "mix":
         return DegradationConfig(bicubic=0.2, blind=0.3, pdm=0.5)
-    return DegradationConfig(**{name: float(name == kind) for name in ("bicubic", "blind", "pdm")})
+    return DegradationConfig(float(kind == "bicubic"), float(kind == "blind"), float(kind == "pdm"))
 
 
 def check_shares(where: str, *shares: float) -> None:

@@ -28,6 +28,8 @@ class KernelNet(nn.Module):
     wide a blur is long before they tell its shape; training charges for the deviation, so it is there if needed.
     """
 
+    place: Tensor  # (2, K^2): rows and columns from the middle
+
     def __init__(self, side: int, scale: int, features: int = 64, blocks: int = 3) -> None:
         super().__init__()
         self.side = side
@@ -43,7 +45,7 @@ class KernelNet(nn.Module):
         with torch.no_grad():
             self.gauss.bias[:2] = -math.log(START_WIDTH * scale)
         place = torch.arange(side) - (side - 1) / 2
-        self.register_buffer("place", torch.cartesian_prod(place, place).T, persistent=False)  # rows, columns
+        self.register_buffer("place", torch.cartesian_prod(place, place).T, persistent=False)
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """latent (B, 3), standard normal -> kernels (B, K, K), sum 1, centroid in the middle; their deviation ()."""
@@ -78,18 +80,19 @@ class NoiseNet(nn.Module):
             for _ in range(blocks)
         )
         self.tail = nn.Conv2d(features, 1, 1)
-        for last in (self.last_gain, self.tail):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-        nn.init.zeros_(self.colour.weight)
         with torch.no_grad():
+            for last in (self.last_gain, self.tail, self.colour):
+                for weight in last.parameters():
+                    weight.zero_()
             self.colour.weight[0, 0, COLOUR // 2, COLOUR // 2] = 1.0
         self.start(0.02)
 
     def start(self, level: float) -> None:
         """Makes the noise white, of one standard deviation for all signals; for an untrained network."""
         with torch.no_grad():
-            self.last_gain.bias.fill_(math.log(level))
+            bias = self.last_gain.bias
+            assert bias is not None
+            bias.fill_(math.log(level))
 
     def forward(self, low: Tensor, latent: Tensor, level: Tensor) -> Tensor:
         """low (B, 1, H, W), latent (B, 2, H, W) and level (B, 1), both standard normal -> noise (B, 1, H, W).
@@ -100,7 +103,7 @@ class NoiseNet(nn.Module):
         told = torch.cat([signal, level[:, :, None, None].expand_as(signal)], 1)
         gain = self.last_gain(F.relu(self.first_gain(told)))
         detail = (self.detail(low, latent) - self.detail(low, -latent)) / 2
-        return torch.exp(gain.clamp(-12, 2)) * (self.colour(latent) + detail)
+        return cast(Tensor, torch.exp(gain.clamp(-12, 2)) * (self.colour(latent) + detail))
 
     def detail(self, low: Tensor, latent: Tensor) -> Tensor:
         x = self.head(torch.cat([low, latent], 1))

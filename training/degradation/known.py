@@ -70,12 +70,12 @@ def profile(width: float, scale: int, reduction: str) -> Array:
     return np.convolve(gauss, normalised(cubic(place)))
 
 
-def cubic(distance: Array) -> Array:
+def cubic(distance: NDArray[np.floating]) -> Array:
     """Keys' interpolation kernel with a = -0.5 (1981)."""
     near = 1.5 * distance**3 - 2.5 * distance**2 + 1
     far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
     return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
 
 
-def normalised(weights: Array) -> Array:
-    return weights / weights.sum()
+def normalised(weights: NDArray[np.floating]) -> Array:
+    return np.asarray(weights / weights.sum(), dtype=np.float64)

@@ -34,8 +34,7 @@ Array = NDArray[np.float64]
 PHOTOGRAPHS = SourceConfig("photographs", "natural/bsds500", include="*.jpg")
 STREAM = 99_000_000
 LEVEL = 5.0 / 255
-CT = {"windows": ((864.0, 1264.0),)}
-MR = {"percentile": 99.5}
+WINDOW = ((864.0, 1264.0),)  # stored values of CT: soft tissue
 
 
 def coloured() -> NDArray[np.float32]:
@@ -53,12 +52,12 @@ KNOWN = {
 }
 REAL = {
     "ct": (
-        SourceConfig("high", "medical/ct/lidc0314_1mm", **CT),
-        SourceConfig("low", "medical/ct/ny_sbu", include="*axial*", **CT),
+        SourceConfig("high", "medical/ct/lidc0314_1mm", windows=WINDOW),
+        SourceConfig("low", "medical/ct/ny_sbu", include="*axial*", windows=WINDOW),
     ),
     "mr": (
-        SourceConfig("high", "medical/mr/uih_t1_gre", **MR),
-        SourceConfig("low", "medical/mr/siemens_t1_fl2d", **MR),
+        SourceConfig("high", "medical/mr/uih_t1_gre", percentile=99.5),
+        SourceConfig("low", "medical/mr/siemens_t1_fl2d", percentile=99.5),
     ),
 }
 CASES = (*KNOWN, *REAL)
@@ -86,8 +85,8 @@ def real_sets(data: Path, high: SourceConfig, low: SourceConfig) -> Sets:
     """Two medical folders as they are."""
     rng = np.random.default_rng(0)
     sources = Source(high, data), Source(low, data)
-    planes = [[source.plane(i, rng) for i in range(len(source))] for source in sources]
-    return Sets(*planes, 2)
+    sharp, degraded = ([source.plane(i, rng) for i in range(len(source))] for source in sources)
+    return Sets(sharp, degraded, 2)
 
 
 def write_sets(folder: Path, sets: Sets) -> tuple[list[Path], list[Path]]:

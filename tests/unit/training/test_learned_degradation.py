@@ -30,6 +30,7 @@ from training.degradation.config import TERMS, PdmConfig
 from training.degradation.critic import PatchCritic
 from training.degradation.figure import draws_figure, draws_png
 from training.degradation.generator import DegradationGenerator, Latents, apply_kernels
+from training.degradation.judgement import box_share, consistency, local_mean
 from training.degradation.known import REDUCTIONS, KnownDegradation
 from training.degradation.learned import (
     FACTS,
@@ -39,7 +40,7 @@ from training.degradation.learned import (
     read_learned,
     write_learned,
 )
-from training.degradation.learning import box_share, consistency, learn_degradation, local_mean
+from training.degradation.learning import learn_degradation
 from training.degradation.measure import centroid, second_moments
 from training.degradation.spectrum import SIDE, measure_spectra, noise_power_of
 from training.degradation.unpaired import UnpairedCrops
@@ -155,7 +156,7 @@ def test_consistency_is_for_content_not_for_blur_or_noise() -> None:
 
 def test_critic_judges_neither_brightness_nor_size() -> None:
     torch.manual_seed(0)
-    critic, image = PatchCritic(0.05).eval(), torch.rand(2, 1, 40, 33)
+    critic, image = PatchCritic(0.05, 8).eval(), torch.rand(2, 1, 40, 33)
     assert critic(image).shape == (2, 1, 34, 27)
     torch.testing.assert_close(critic(image + 0.3), critic(image), atol=1e-4, rtol=0)
     assert float((critic(0.5 * image) - critic(image)).abs().mean()) > 1e-3
