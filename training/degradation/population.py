@@ -42,6 +42,8 @@ BLOCKS = 3  # parts of a patch, each way, whose variances are compared
 UNEVEN = 1.6  # largest over median variance of the parts of a patch; texture and edges have more
 ENOUGH = (24, 16, 12, PATCHES_MIN)  # quiet patches of an image that is trusted: as many as enough images have
 IMAGES_MIN = 4
+RAYLEIGH = (1.75, 2.1)  # mean over deviation of magnitudes without signal is 1.91, of about 600 values
+RAYLEIGH_SHARE = 2 - np.pi / 2  # their variance over the noise's
 LOUDER = 1.3  # variance of a patch over that of the image's flattest; more is texture
 SMALLEST_SHARE = 0.03  # of the variance: a smaller part of it makes no difference
 LEAST = 1e-9  # variance, unit scale
@@ -59,7 +61,7 @@ class MeasuredNoise:
     @property
     def levels(self) -> Array:
         """Standard deviation of each image at the set's median signal, (images,)."""
-        return np.asarray(np.sqrt(self.laws @ np.array([self.signal, 1.0])))
+        return np.asarray(np.sqrt(self.laws @ np.array([max(self.signal, 0.0), 1.0])))
 
     @property
     def kernel(self) -> Kernel:
@@ -99,34 +101,65 @@ def describe(name: str, modality: str, rician: bool, noise: MeasuredNoise) -> Se
 def measure_noise(planes: Sequence[Plane], rician: bool = False) -> MeasuredNoise | None:
     """The noise of one set's planes (H, W); None where fewer than 8 patches hold noise and nothing else.
 
-    Of magnitude images (`rician`) only what is bright enough for Gaussian noise counts.
+    Of magnitude images (`rician`) only what is bright enough for Gaussian noise counts, or, where that is hardly ever
+    even, maybe the background.
     """
-    quiet = quietest([quiet_patches(plane, LOWEST_SNR if rician else 0.0) for plane in planes])
-    correlation = correlation_of_patches(quiet)
+    chosen = quietest([quiet_patches(plane, LOWEST_SNR if rician else 0.0) for plane in planes])
+    found = [noise_of_patches(chosen)]
+    if rician and len(chosen) == 1:
+        found.append(background_noise(planes))
+    # Whatever is mistaken for noise adds to it.
+    return min((each for each in found if each), key=lambda each: float(np.median(each.levels)), default=None)
+
+
+def noise_of_patches(chosen: Sequence[FlatPatches]) -> MeasuredNoise | None:
+    """The noise in quiet patches, image by image; None where they are fewer than 8."""
+    correlation = correlation_of_patches(chosen)
     if correlation is None:
         return None
     lost = kept_share(correlation) * median_of_mean(degrees_of_freedom(correlation))
-    signal = np.concatenate([patches.signal for patches in quiet]).astype(np.float64)
-    variance = np.maximum(np.concatenate([energy(patches.noise) for patches in quiet]) / lost, LEAST)
+    signal = np.concatenate([patches.signal for patches in chosen]).astype(np.float64)
+    variance = np.maximum(np.concatenate([energy(patches.noise) for patches in chosen]) / lost, LEAST)
     law = fit_law(signal, variance)
-    rich = [patches for patches in quiet if len(patches) >= PATCHES_MIN]
-    factors = [variance_factor(patches, law, correlation) for patches in rich] or [1.0]
+    factors = [variance_factor(patches, law, correlation) for patches in chosen if len(patches) >= PATCHES_MIN]
     middle = float(np.median(signal))
     return MeasuredNoise(np.array([significant(law, factor, middle) for factor in factors]), correlation, middle)
 
 
 def quietest(images: Sequence[FlatPatches]) -> list[FlatPatches]:
-    """Of the images' patches those of images that have many: where few are quiet, they may be even texture."""
+    """Of the images' patches those of images that have many: where few are quiet, they may be even texture.
+
+    Where no four images have enough, the least noisy third of all patches, as if of one image.
+    """
     for least in ENOUGH:
         if len(chosen := [patches for patches in images if len(patches) >= least]) >= IMAGES_MIN:
             return chosen
-    return list(images)
+    noise, signal = (np.concatenate([getattr(p, name) for p in images]) for name in ("noise", "signal"))
+    count = max(PATCHES_MIN, len(noise) // 3)
+    kept = np.argsort(energy(noise), kind="stable")[:count]
+    return [FlatPatches(noise[kept], signal[kept])]
 
 
-def quiet_patches(plane: Plane, lowest_snr: float = 0.0) -> FlatPatches:
+def background_noise(planes: Sequence[Plane]) -> MeasuredNoise | None:
+    """The noise of magnitude images from where there is no signal; None where fewer than 8 patches are of such kind.
+
+    There the values are Rayleigh distributed: their mean over their deviation says whether they are, their variance is
+    0.43 of the noise's, their correlation about the square of its (Gudbjartsson and Patz, 1995).
+    """
+    dark = [quiet_patches(plane, *RAYLEIGH) for plane in planes]
+    found = correlation_of_patches(dark)
+    if found is None:
+        return None
+    levels = [float(np.median(energy(patches.noise))) for patches in dark if len(patches) >= PATCHES_MIN]
+    levels = levels or [float(np.median(np.concatenate([energy(patches.noise) for patches in dark])))]
+    laws = [significant((0.0, max(level / kept_share(found) / RAYLEIGH_SHARE, LEAST)), 1.0, 0.0) for level in levels]
+    return MeasuredNoise(np.array(laws), np.sqrt(np.maximum(found, 0.0)), 0.0)
+
+
+def quiet_patches(plane: Plane, lowest_snr: float = 0.0, highest_snr: float = np.inf) -> FlatPatches:
     """The patches (24, 24) of a plane (H, W) that hold noise and nothing else; maybe none.
 
-    With `lowest_snr` only patches whose mean is that many of their own deviations above 0.
+    With `lowest_snr` only patches whose mean is that many of their own deviations above 0, at most `highest_snr`.
     """
     patches, _ = noisy_patches(plane)
     noise, signal = remove_surface(patches), patches.mean((1, 2))
@@ -134,7 +167,8 @@ def quiet_patches(plane: Plane, lowest_snr: float = 0.0) -> FlatPatches:
     blocks = np.square(noise).reshape(-1, *(BLOCKS, PATCH // BLOCKS) * 2).mean((2, 4)).reshape(-1, BLOCKS**2)
     even = blocks.max(1, initial=0.0) <= UNEVEN * np.median(blocks, axis=1)
     even &= power > (ROUNDING * np.abs(plane).max(initial=0.0)) ** 2
-    even &= signal > lowest_snr * np.sqrt(power) if lowest_snr else True
+    if lowest_snr:
+        even &= (signal > lowest_snr * np.sqrt(power)) & (signal < highest_snr * np.sqrt(power))
     even &= power <= LOUDER * power[even].min(initial=np.inf)
     chosen = np.flatnonzero(even)
     chosen = chosen[:: max(1, -(-len(chosen) // PATCHES_MAX))]

@@ -55,7 +55,7 @@ REAL = {
         SourceConfig("low", "medical/ct/ny_sbu", include="*axial*", low=864.0, high=1264.0),
     ),
     "mr": (
-        SourceConfig("high", "medical/mr/uih_t1_gre", percentile=99.5),
+        SourceConfig("high", "medical/mr/uih_t1_gre", percentile=99.5, reduce=2),
         SourceConfig("low", "medical/mr/siemens_t1_fl2d", percentile=99.5),
     ),
 }

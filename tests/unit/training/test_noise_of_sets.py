@@ -56,6 +56,32 @@ def test_noise_that_grows_with_the_signal() -> None:
         assert np.sqrt(a * signal + b) == pytest.approx(np.sqrt(law.slope * signal + law.offset), rel=0.2)
 
 
+def test_noise_of_magnitude_images_from_their_background() -> None:
+    """Tissue that is nowhere even, in air: Rayleigh noise there says how strong the Gaussian noise behind it is."""
+    brick = (images.brick()[:256, :256] / 255).astype(np.float32)
+    air = np.hypot(*np.mgrid[-1:1:256j, -1:1:256j]) > 0.7
+    law = NoiseLaw(0.0, (6 / 255) ** 2, rician=True)
+    planes = [
+        add_noise(np.where(air, 0, np.roll(brick, shift, 0)).astype(np.float32), law, RNG(shift)) for shift in (0, 40)
+    ]
+    noise = measure_noise(planes, rician=True)
+    assert noise is not None
+    assert float(np.median(noise.levels)) == pytest.approx(6 / 255, rel=0.1)
+    assert abs(noise.correlation[REACH, REACH + 2]) < 0.3
+
+
+def test_few_quiet_patches_do_not_make_texture_noise() -> None:
+    """Two even corners in images full of texture."""
+    rng, planes = RNG(0), []
+    for photograph in (images.grass(), images.gravel(), images.brick()):
+        plane = (photograph[:200, :200] / 255).astype(np.float32)
+        plane[:48, :60] = 0.5
+        planes.append(add_noise(plane, NoiseLaw(0.0, (4 / 255) ** 2), rng))
+    noise = measure_noise(planes)
+    assert noise is not None
+    assert float(np.median(noise.levels)) == pytest.approx(4 / 255, rel=0.15)
+
+
 def test_images_without_noise_have_none_to_measure() -> None:
     assert measure_noise([np.zeros((64, 64), np.float32)]) is None
     with pytest.raises(ValueError, match="no flat patch of empty"):
