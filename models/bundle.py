@@ -108,7 +108,7 @@ class Manifest:
         if not self.tiles or any(side < 1 or side % self.multiple for tile in self.tiles for side in tile):
             raise BundleInvalid(f"tiles {self.tiles} must be positive multiples of {self.multiple}")
         if self.adversarial and not self.name.endswith(ADVERSARIAL):
-            raise BundleInvalid(f"adversarial bundle {self.name!r}: its name must end in {ADVERSARIAL}, to be asked for")
+            raise BundleInvalid(f"adversarial bundle {self.name!r}: its name must end in {ADVERSARIAL}")
         if self.consistency is not None and (self.scale == 1 or not math.isfinite(self.consistency)):
             raise BundleInvalid(f"consistency {self.consistency} must be a number of dB, of a superresolve bundle")
         if self.exact_tiling is False and len(self.tiles) != 1:
