@@ -13,12 +13,11 @@ from pathlib import Path
 
 import torch
 
-from training.evaluation import ablation, coloured, denoise, estimate, level, network, pair, real
+from training.evaluation import ablation, coloured, denoise, estimate, level, network, pair, real, superresolve
 from training.evaluation.case import degrade, degrade_all, white
 from training.evaluation.image import SETS, HeldBack, read_group
 from training.evaluation.kernel import read_kernels
 from training.evaluation.score import Comparisons
-from training.evaluation.superresolution import superresolution_table
 from training.evaluation.table import Table, markdown, plain
 from training.evaluation.variant import DEFAULT, read_variants
 from training.restorer import Restorer, Service
@@ -47,12 +46,11 @@ def read_images(options: argparse.Namespace, *groups: str) -> list[HeldBack]:
     return [image for group, count in counts.items() for image in read_group(options.data, options.sets, group, count)]
 
 
-def read_restorers(options: argparse.Namespace, default: str = "denoise") -> dict[str, Restorer]:
-    """The restorers that `--model` names, or the service behind `--url`."""
-    models = options.model or [default]
+def read_restorers(options: argparse.Namespace) -> dict[str, Restorer]:
+    """The denoisers that `--model` names, or the service behind `--url`."""
+    models = options.model or ["denoise"]
     if url := getattr(options, "url", None):
-        task, scale = (options.table, getattr(options, "scale", 1))
-        return {DEFAULT: Service(url, task, models[0], scale, options.precision)}
+        return {DEFAULT: Service(url, "denoise", models[0], 1, options.precision)}
     return read_variants(models, options.repository, options.threads)
 
 
@@ -72,16 +70,6 @@ def denoise_tables(options: argparse.Namespace) -> Tables:
         halves = [denoise.reduced(image) for image in photographs]
         tables["noise_free"] = denoise.untouched_table(halves + medical, restorers)
     return tables
-
-
-def superresolve_tables(options: argparse.Namespace) -> Tables:
-    (restorer,) = read_restorers(options, f"superresolve-x{options.scale}").values()
-    images = [
-        image
-        for group in ("photographs", "medical")
-        for image in read_group(options.data, options.sets, group, options.images)
-    ]
-    return {f"x{options.scale}": superresolution_table(images, options.scale, restorer.restore)}
 
 
 def level_tables(options: argparse.Namespace) -> Tables:
@@ -140,7 +128,7 @@ def network_tables(options: argparse.Namespace) -> Tables:
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], Tables]]] = {
     "denoise": ("white noise beside BM3D and non-local means", denoise_tables),
-    "superresolve": ("super-resolution beside bicubic interpolation", superresolve_tables),
+    "superresolve": ("super-resolution beside bicubic interpolation", superresolve.tables),
     "ablation": ("variants side by side on known noise, blind and told", ablation_tables),
     "coloured": ("noise of measured colours on clean images", coloured_tables),
     "levels": ("one model over many levels beside specialists", level_tables),
@@ -154,13 +142,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="medrestore evaluate", description=__doc__)
     commands = parser.add_subparsers(title="tables", metavar="TABLE", dest="table", required=True)
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, (text, _) in COMMANDS.items()}
-    for command in parsers.values():
-        add_common(command)
+    for name, command in parsers.items():
+        add_common(command, name)
     for name in ("denoise", "superresolve"):
         parsers[name].add_argument("--url", help="a running service; without it the bundle runs in this process")
         parsers[name].add_argument("--precision", choices=["exact", "fast"], help="of the service; default: its own")
     parsers["denoise"].add_argument("--comparators-only", action="store_true", help="fill --cache; needs no model")
-    parsers["superresolve"].add_argument("--scale", type=int, choices=[2, 4], default=2)
+    superresolve.add_options(parsers["superresolve"])
     add_levels(parsers)
     parsers["ablation"].add_argument("--clipped", action="store_true", help="all noise clipped to 8 bits as well")
     parsers["ablation"].add_argument("--ceiling", default=ablation.CEILING, help="the model that knew the noise")
@@ -169,11 +157,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def add_common(command: argparse.ArgumentParser) -> None:
-    """Options of every table."""
-    command.add_argument("--data", type=Path, required=True, help="folder that the sets' folders lie in")
+def add_common(command: argparse.ArgumentParser, table: str) -> None:
+    """Options of every table; the one of super-resolution has another source of images, of which it takes all."""
+    other = table == "superresolve"
+    command.add_argument("--data", type=Path, required=not other, help="folder that the sets' folders lie in")
     command.add_argument("--sets", type=Path, default=SETS, help="TOML file that names the held-back images")
-    command.add_argument("--images", type=int, default=12, help="photographs; half as many of each medical set")
+    images = "photographs; half as many of each medical set"
+    command.add_argument("--images", type=int, default=None if other else 12, help=images)
     command.add_argument(
         "--model",
         action="append",
