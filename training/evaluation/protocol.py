@@ -9,7 +9,7 @@ channels, as in the field's own scripts.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from training.data.noise import Plane
 from training.evaluation.imresize import imresize_8bit
 from training.evaluation.table import Row, Table, mean
+from training.evaluation.upscaler import Upscale, enlarge
 from training.metric import psnr, ssim
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
@@ -27,7 +27,6 @@ LUMA = np.array([65.481, 128.553, 24.966]) / 255  # of 8-bit red, green, blue
 BLACK = 16.0
 WINDOW = 11  # of SSIM: no smaller image has one
 Colour = NDArray[np.uint8]  # (H, W, 3)
-Upscale = Callable[[Plane], Plane]  # (H, W) -> (scale * H, scale * W), unit scale
 
 
 def benchmark_images(folder: Path, include: str = "*", exclude: str = "") -> list[Path]:
@@ -76,15 +75,10 @@ def shaved_score(answer: NDArray[np.float64], truth: NDArray[np.float64], scale:
     return [psnr(shown, clean), ssim(shown, clean)]
 
 
-def enlarge(low: Colour, upscale: Upscale, scale: int) -> NDArray[np.float64]:
-    """What a network makes of a colour image's luma, in whole steps of the 8-bit range (sH, sW).
-
-    Raises ValueError where it enlarges by another factor.
-    """
-    restored = upscale((luma(low) / 255).astype(np.float32))
-    if restored.shape != (expected := (scale * low.shape[0], scale * low.shape[1])):
-        raise ValueError(f"a model answered {restored.shape}, not {expected}: it is not for x{scale}")
-    return np.rint(np.clip(restored.astype(np.float64), 0, 1) * 255)
+def enlarge_luma(low: Colour, upscale: Upscale, scale: int) -> NDArray[np.float64]:
+    """What a network makes of a colour image's luma (H, W), in whole steps of the 8-bit range (sH, sW)."""
+    restored = enlarge((luma(low) / 255).astype(np.float32), upscale, scale).astype(np.float64)
+    return np.rint(np.clip(restored, 0, 1) * 255)
 
 
 def y_shave_table(paths: Iterable[Path], scale: int, models: Mapping[str, Upscale]) -> Table:
@@ -95,7 +89,7 @@ def y_shave_table(paths: Iterable[Path], scale: int, models: Mapping[str, Upscal
         low, truth = imresize_8bit(high, 1 / scale), luma(high)
         row: Row = {"image": path.name, "bicubic": shaved_score(luma(imresize_8bit(low, scale)), truth, scale)}
         for name, upscale in models.items():
-            row[name] = shaved_score(enlarge(low, upscale, scale), truth, scale)
+            row[name] = shaved_score(enlarge_luma(low, upscale, scale), truth, scale)
             row[f"{name} gain"] = row[name][0] - row["bicubic"][0]
         rows.append(row)
     return [*rows, mean_row(rows)]

@@ -1,8 +1,9 @@
-"""The super-resolvers that `--model` names: bundles, and folders of training runs, unfinished ones too."""
+"""Super-resolvers as functions of planes, and those that lie in folders of training runs, unfinished ones too."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,16 @@ from models.networks.registry import build_network
 from training.checkpoint import NAME as CHECKPOINT
 from training.data.noise import NoiseLaw, Plane
 from training.train import RUN, WEIGHTS
+
+Upscale = Callable[[Plane], Plane]  # (H, W) -> (scale * H, scale * W), unit scale
+
+
+def enlarge(low: Plane, upscale: Upscale, scale: int) -> Plane:
+    """What `upscale` makes of low (H, W): (scale * H, scale * W). Raises ValueError where it is of another scale."""
+    large = upscale(low)
+    if large.shape != (expected := (scale * low.shape[0], scale * low.shape[1])):
+        raise ValueError(f"a model answered {large.shape}, not {expected}: it is not for x{scale}")
+    return large
 
 
 class RunUpscaler:

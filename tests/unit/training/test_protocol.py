@@ -14,7 +14,7 @@ from skimage import data
 from training.data.noise import Plane
 from training.evaluation.command import main
 from training.evaluation.imresize import imresize, imresize_8bit
-from training.evaluation.protocol import benchmark_images, enlarge, luma, read_colour, shaved_score, y_shave_table
+from training.evaluation.protocol import benchmark_images, enlarge_luma, luma, read_colour, shaved_score, y_shave_table
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_bicubic_on_the_luma_scores_as_bicubic_on_the_colours(folder: Path, scal
 
 def test_a_model_of_another_scale_is_refused() -> None:
     with pytest.raises(ValueError, match="it is not for x4"):
-        enlarge(data.astronaut()[:16, :16], lambda low: np.repeat(np.repeat(low, 2, 0), 2, 1), 4)
+        enlarge_luma(data.astronaut()[:16, :16], lambda low: np.repeat(np.repeat(low, 2, 0), 2, 1), 4)
 
 
 @pytest.mark.parametrize(("scale", "gain"), [(2, 1.0), (4, 0.3)])
