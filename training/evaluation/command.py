@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from training.evaluation import ablation, coloured, denoise, estimate, level, network, pair, real, superresolve
 from training.evaluation.case import degrade, degrade_all, white
 from training.evaluation.image import SETS, HeldBack, read_group
@@ -118,14 +116,6 @@ def real_tables(options: argparse.Namespace) -> Tables:
     }
 
 
-def network_tables(options: argparse.Namespace) -> Tables:
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    entries = network.read_entries(options.entries, options.only)
-    bench = network.Bench(options.out, network.read_base(), options.data, options.minutes)
-    return {"networks": bench.rows(entries, read_images(options, "photographs"))}
-
-
 COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], Tables]]] = {
     "denoise": ("white noise beside BM3D and non-local means", denoise_tables),
     "superresolve": ("super-resolution beside bicubic interpolation", superresolve.tables),
@@ -134,7 +124,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], Tables]]] = {
     "levels": ("one model over many levels beside specialists", level_tables),
     "estimate": ("noise-level estimates and what they cost", estimate_tables),
     "real": ("really noisy images, nearly clean ones, real pairs", real_tables),
-    "networks": ("every denoiser network after an equal training budget", network_tables),
+    "networks": ("every network of a task after an equal training budget", network.tables),
 }
 
 
@@ -153,7 +143,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parsers["ablation"].add_argument("--clipped", action="store_true", help="all noise clipped to 8 bits as well")
     parsers["ablation"].add_argument("--ceiling", default=ablation.CEILING, help="the model that knew the noise")
     parsers["real"].add_argument("--panels", type=Path, help="folder for before, after and removed as PNG")
-    add_networks(parsers["networks"])
+    network.add_options(parsers["networks"])
     return parser.parse_args(argv)
 
 
@@ -187,14 +177,6 @@ def add_levels(parsers: Mapping[str, argparse.ArgumentParser]) -> None:
         parsers[name].add_argument(
             "--specialist", action="append", default=[], metavar=f"{noise}=PLACE", help="trained on that noise alone"
         )
-
-
-def add_networks(command: argparse.ArgumentParser) -> None:
-    """Options of the table of networks."""
-    command.add_argument("--out", type=Path, required=True, help="folder of the runs; a second call goes on there")
-    command.add_argument("--minutes", type=float, default=10.0, help="CPU time of each network's training")
-    command.add_argument("--entries", type=Path, default=network.ENTRIES, help="TOML file of networks and sizes")
-    command.add_argument("--only", nargs="+", default=[], metavar="NAME", help="entries of that file; default: all")
 
 
 def main(argv: list[str]) -> int:
