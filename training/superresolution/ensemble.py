@@ -36,7 +36,7 @@ class EnsembleConfig:
     ssim: float = 0.1
     gradient: float = 0.5
     fourier: float = 0.5
-    adversarial: float = 0.005  # only where there is a discriminator
+    adversarial: float = 0.01  # only where there is a discriminator; 0.005 and 0.02 trained as steadily
     perceptual: float = 0.1  # only where `features` names a file
     features: str = ""  # file of VGG-19's weights, as a PyTorch state dict
     features_sha256: str = ""

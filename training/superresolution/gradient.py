@@ -18,8 +18,8 @@ from torch import nn
 
 from models.errors import BundleError
 from training.data.crop import random_crop
-from training.data.pair import reduce
 from training.data.source import Source, SourceConfig, list_images
+from training.degradation.bicubic import reduce
 from training.duel import gradient_norms
 from training.loop import Batch
 from training.objective import as_batch
