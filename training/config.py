@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from training.data.noise import NoisePopulation
-from training.data.pair import Degradation, PairConfig
+from training.data.pair import PairConfig
 from training.data.source import SourceConfig
+from training.degradation.config import DegradationConfig
 
 T = TypeVar("T")
 
@@ -67,7 +68,7 @@ class TrainConfig:
     sources: tuple[SourceConfig, ...] = ()
     validation: tuple[SourceConfig, ...] = ()
     noise: NoisePopulation = field(default_factory=NoisePopulation)
-    degradation: Degradation = field(default_factory=Degradation)
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
     tiles: tuple[int, ...] = (256, 512, 1024)  # sides of the square tiles the export declares
     checkpoint_every: int = 500
     validate_every: int = 2000
