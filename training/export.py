@@ -27,7 +27,7 @@ from models.bundle import GOLDEN, FileEntry, Manifest, read_bundle, sha256_of, w
 from models.networks.blind_spot import MaskedConv
 from models.networks.denoiser import PARAMETERS, PEDESTAL, PedestalEstimate
 from models.networks.layers import ZeroSumConv
-from training.config import TrainConfig, build
+from training.config import TrainConfig, recorded_config
 from training.tiling import tiling_facts
 from training.train import RUN, WEIGHTS, build_graph
 
@@ -270,7 +270,7 @@ def export(
     into the bundle. Without a licence, that of the bundle which training went on from holds for these weights too.
     """
     record = json.loads((run / RUN).read_text(encoding="utf-8"))
-    config = build(TrainConfig, record["config"], RUN)
+    config = recorded_config(record)
     config = dataclasses.replace(config, name=name or config.name)
     target = repository / config.name / version
     if target.exists():
