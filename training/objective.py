@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from training.loop import Batch, Objective
 from training.loss import charbonnier, log_level_error, noise_weighted_l1
 from training.metric import psnr, ssim
 from training.seeds import sample_generator
+from training.superresolution.ensemble import EnsembleConfig, ensemble_terms
 
 COLOUR_WEIGHT = 0.3  # of an error of 1 in a correlation, beside a factor of e in the level
 VALIDATION_SEED = 20_000_003  # far from any training seed
@@ -90,22 +91,38 @@ def noise_estimation(planes: Sequence[Plane], side: int = 256) -> Objective:
     return Objective(loss, validate)
 
 
-def superresolution(planes: Sequence[Plane], scale: int, side: int = 256) -> Objective:
-    """Restore the high-resolution crop."""
+def held_back(
+    planes: Sequence[Plane], scale: int, network: nn.Module, side: int = 256
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(low, high), (1, 1, H, W) on the network's device, for the middle of every plane."""
+    for plane in planes:
+        high = as_batch(middle(plane, side), network)
+        yield reduce(high[0].cpu(), scale)[None].to(high), high
+
+
+def superresolution(
+    planes: Sequence[Plane], scale: int, side: int = 256, ensemble: EnsembleConfig | None = None
+) -> Objective:
+    """Restore the high-resolution crop: by the Charbonnier loss, or an ensemble of losses without its adversary."""
+    config = None if ensemble is None else ensemble.without_adversary()
+    features = None if config is None else config.read_features()
 
     def loss(network: nn.Module, batch: Batch) -> Tensor:
-        return charbonnier(network(batch["image"]).float(), batch["clean"])
+        restored, clean = network(batch["image"]).float(), batch["clean"]
+        if config is None:
+            return charbonnier(restored, clean)
+        known = None if features is None else features.to(clean.device)
+        return torch.stack(list(ensemble_terms(restored, clean, config, known).values())).sum()
 
     @torch.no_grad()
     def validate(network: nn.Module) -> dict[str, float]:
         found, plain = [], []
-        for plane in planes:
-            high = middle(plane, side)
-            low = reduce(as_batch(high)[0], scale)[None]
+        for low, high in held_back(planes, scale, network, side):
+            clean = as_plane(high)
             bicubic = F.interpolate(low, scale_factor=scale, mode="bicubic", align_corners=False)
-            restored = as_plane(network(low.to(next(network.parameters()).device)))
-            found.append((psnr(restored, high), ssim(restored, high)))
-            plain.append(psnr(as_plane(bicubic), high))
+            restored = as_plane(network(low))
+            found.append((psnr(restored, clean), ssim(restored, clean)))
+            plain.append(psnr(as_plane(bicubic), clean))
         scores = [float(x) for x in np.mean(found, axis=0)]
         return {"psnr": scores[0], "ssim": scores[1], "bicubic": float(np.mean(plain))}
 
