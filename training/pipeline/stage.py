@@ -59,15 +59,19 @@ class Fingerprint:
 
 def public_config(config: dict[str, Any], plan: Plan = DENOISER) -> dict[str, Any]:
     """A run's configuration as it may leave the hospital: what could name a folder is its hash."""
-    found = {}
-    for section, values in config.items():
-        private = plan.private.get(section, ())
-        found[section] = (
-            {key: f"sha256:{digest_of(v)}" if key in private and v else v for key, v in values.items()}
-            if isinstance(values, dict)
-            else values
-        )
-    return found
+    for section, keys in plan.private.items():
+        for key in keys:
+            config = hidden(config, [section, *key.split(".")])
+    return config
+
+
+def hidden(table: dict[str, Any], keys: list[str]) -> dict[str, Any]:
+    """The same with a hash in place of what lies under these keys, one inside the other, if anything does."""
+    first, *rest = keys
+    value = table.get(first)
+    if not value or (rest and not isinstance(value, dict)):
+        return table
+    return table | {first: hidden(value, rest) if rest else f"sha256:{digest_of(value)}"}
 
 
 def digest_of(value: Any) -> str:

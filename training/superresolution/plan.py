@@ -7,7 +7,14 @@ from typing import Any
 from training.pipeline.plan import DENOISER, Outside, Plan
 
 TASK = "superresolve"
-LEARNED = ("audit/audit.json", "audit/high", "degradation/degradation.json", "degradation/learned")
+LEARNED = (
+    "audit/audit.json",
+    "audit/high",
+    "degradation/mixture.json",
+    "degradation/population.json",
+    "degradation/degradation.json",
+    "degradation/degradation.pt",
+)
 RESTORED = ("restore/run.json", "restore/restore/weights.pt")
 ADVERSARIAL = ("adversarial/run.json", "adversarial/restore/weights.pt")
 
@@ -33,8 +40,8 @@ def superresolver(adversarial: bool) -> Plan:
         together=frozenset({"degradation", "restore", "adversarial"}),
         private={
             "audit": ("include", "exclude", "low_include", "low_exclude", "rules", "test"),
-            "restore": ("start",),
-            "adversarial": ("features",),
+            "restore": ("start", "ensemble.features"),
+            "adversarial": ("ensemble.features",),
         },
         remade=frozenset({"report"}),
     )
