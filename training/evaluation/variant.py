@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from models.bundle import MANIFEST, Bundle, find_bundle, read_bundle
 from training.evaluation.preliminary import WEIGHTS, PreliminaryRestorer
+from training.evaluation.upscaler import RunUpscaler
 from training.report.model import RunModel
 from training.restorer import LocalBundle, Restorer
 from training.train import RUN
@@ -43,5 +45,6 @@ def read_variant(place: str, repository: Path, threads: int) -> Restorer:
     if (path / WEIGHTS).is_file():
         return PreliminaryRestorer(path)
     if (path / RUN).is_file():
-        return RunModel(path)
+        task = json.loads((path / RUN).read_text(encoding="utf-8"))["config"]["task"]
+        return RunUpscaler(path) if task == "superresolve" else RunModel(path)
     return LocalBundle(find_variant(place, repository), threads)

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from models.networks.registry import NETWORKS, build_network
-from tests.small_network import BLIND, DENOISERS, SMALL, graph, image, outputs, randomised, small
+from tests.small_network import BLIND, DENOISERS, SCALES, SMALL, graph, image, outputs, randomised, small
 from training.export import BATCHES, SHAPES, export_onnx, export_torchscript, parity, run_onnx, run_torchscript
 
-SCALE = {"residual-upscaler": 2}
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "cnn-est": ("cnn-est", {"channels": 32}),
     "dbsn": ("dbsn", {}),
@@ -28,7 +27,7 @@ def test_every_network_is_tested() -> None:
 
 
 def test_unknown_network_is_named() -> None:
-    with pytest.raises(ValueError, match="no network 'unet'; known: cnn-est, dbsn"):
+    with pytest.raises(ValueError, match="no network 'unet'; known: blimsr, cnn-est, dbsn"):
         build_network("unet", {})
 
 
@@ -39,8 +38,8 @@ def test_any_size_is_kept(label: str, size: tuple[int, int]) -> None:
         found = outputs(small(label), label, image(*size, batch=2))
     for each in found:
         assert torch.isfinite(each).all()
-        if label in (*BLIND, *DENOISERS, *SCALE):
-            assert each.shape == (2, 1, *(side * SCALE.get(label, 1) for side in size))
+        if label in (*BLIND, *DENOISERS, *SCALES):
+            assert each.shape == (2, 1, *(side * SCALES.get(label, 1) for side in size))
         else:
             assert each.shape == (2, 7)
 
