@@ -190,7 +190,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         prog="medrestore train", description=__doc__, epilog="medrestore train superresolve --help: its own options"
     )
     parser.add_argument("task", choices=TASKS)
-    parser.add_argument("--config", default="denoise", help="a TOML file, or the name of a shipped one; default: denoise")
+    parser.add_argument(
+        "--config", default="denoise", help="a TOML file, or the name of a shipped one; default: denoise"
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder that the sources' folders lie in")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; a second call resumes it")
     parser.add_argument("--graph", action="append", help="train this graph alone (estimate or restore)")

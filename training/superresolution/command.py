@@ -165,5 +165,3 @@ def refuse_the_impossible(job: Job) -> None:
         restoration.check(config.restore, scale)
     if config.adversarial.train and will_run(job, "adversarial"):
         variant.check(config.adversarial, scale)
-
-

@@ -8,8 +8,8 @@ from typing import Any
 from training.pipeline.preset import Presets, merge
 from training.superresolution.audit import AuditConfig
 from training.superresolution.degradation import LearningConfig
-from training.superresolution.restoration import RestoreConfig
 from training.superresolution.report import ReportConfig
+from training.superresolution.restoration import RestoreConfig
 from training.superresolution.variant import VariantConfig
 
 

@@ -84,7 +84,10 @@ def run(out: Path, config: RestoreConfig, *, seed: int, machine: Machine) -> Non
         begin_network(train_config, config.start),
         pairs(out, audit, train_config, config.crops),
         superresolution(
-            validation_planes(out, audit), train_config.scale, ensemble=config.ensemble, degradation=read_degradation(out)
+            validation_planes(out, audit),
+            train_config.scale,
+            ensemble=config.ensemble,
+            degradation=read_degradation(out),
         ),
         digest(out, config, train_config),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +56,9 @@ def crops_of(out: Path, audit: PictureAudit, config: CropConfig) -> CropMixture:
         found.setdefault(image.set, []).append(out / image.file)
     sets = {name: audit.high_sets[name] for name in found}
     sizes = {name: len(paths) ** config.set_power for name, paths in found.items()}
-    totals = {kind: sum(size for name, size in sizes.items() if sets[name].photographs == kind) for kind in (True, False)}
+    totals = {
+        kind: sum(size for name, size in sizes.items() if sets[name].photographs == kind) for kind in (True, False)
+    }
     shares = {True: 1 - config.medical_share, False: config.medical_share} if all(totals.values()) else {}
     sources = [
         PlaneFiles(
@@ -75,5 +76,3 @@ def crops_of(out: Path, audit: PictureAudit, config: CropConfig) -> CropMixture:
     if not any(source.config.weight for source in sources):
         raise ValueError("no high-resolution image to learn from; add some, or look at restore.crops.medical_share")
     return CropMixture(sources)
-
-

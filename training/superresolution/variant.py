@@ -18,8 +18,8 @@ from training.pipeline.record import read_json
 from training.superresolution.adversary import AdversarialConfig, fit_adversarial
 from training.superresolution.degradation import input_hashes, read_degradation
 from training.superresolution.record import read_pictures
-from training.superresolution.restoration import GRAPH, RestoreConfig, data_list, validation_planes
 from training.superresolution.restoration import FOLDER as RESTORED
+from training.superresolution.restoration import GRAPH, RestoreConfig, data_list, validation_planes
 from training.superresolution.source import crops_of
 from training.train import RUN, WEIGHTS, build_graph, commit, launch, save_weights, write_run
 
