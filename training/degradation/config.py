@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from training.data.noise import NoisePopulation
+from training.duel import DuelFit
 
 KINDS = ("bicubic", "blind", "pdm", "mix")
 
@@ -65,13 +66,41 @@ class BlindConfig:
 
 @dataclass(frozen=True)
 class PdmConfig:
-    """How the degradation distribution is learned from unpaired images (Luo et al., 2022)."""
+    """How the degradation distribution is learned from unpaired images (after Luo et al., 2022).
+
+    The weights are of the generator's terms: the critic's judgement, and what can be measured without one.
+    """
 
     kernel: int = 0  # rows of the kernel in high-resolution pixels, even where the scale is; 0: 16 at x2, 28 at x4
-    crop: int = 48  # side of a low-resolution crop
-    batch: int = 8
-    steps: int = 1500
-    learning_rate: float = 1e-3
+    crop: int = 48  # side of a low-resolution crop, 32 at least
+    adversarial: float = 0.1
+    spectrum: float = 1.0  # mean power spectra of both sets
+    level: float = 0.2  # power of the noise against that of the low-resolution images' quiet patches
+    colour: float = 0.03  # its spectrum against theirs
+    local_mean: float = 0.1  # what the noise adds to brightness, beyond what noise of that colour must
+    consistency: float = 1.0  # reduced image against the plainly reduced one, both low-passed
+    fit: DuelFit = field(
+        default_factory=lambda: DuelFit(
+            steps=1500,
+            batch=8,
+            learning_rate=2e-3,
+            critic_learning_rate=1e-3,
+            final_learning_rate=2e-5,
+            betas=(0.5, 0.99),
+            hold=500,
+            ema=0.99,
+            gradient_norm=5.0,
+            precision="32-true",
+        )
+    )
+    checkpoint_every: int = 250
+
+    def __post_init__(self) -> None:
+        weights = (self.adversarial, self.spectrum, self.level, self.colour, self.local_mean, self.consistency)
+        if min(weights) < 0:
+            raise ValueError("learned: weights must not be negative")
+        if self.crop < 32:
+            raise ValueError(f"learned.crop: {self.crop} is less than 32, on which spectra are measured")
 
     def side(self, scale: int) -> int:
         """Rows of the kernel. Raises ValueError where it could not be centred on a low-resolution pixel."""

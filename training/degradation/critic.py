@@ -12,7 +12,7 @@ AROUND = 9  # pixels whose mean is taken off: brightness and anatomy are not the
 
 
 class PatchCritic(nn.Module):
-    """Three 3 x 3 convolutions of stride 1 with spectral norm, so a field of view of 7 pixels (PatchGAN without strides).
+    """Three 3 x 3 convolutions of stride 1 with spectral norm, so a field of view of 7 pixels.
 
     It sees an image less its local mean, in units of `level`: it shall judge sharpness and noise, and neither what is
     in the pictures nor how bright that is.

@@ -8,7 +8,8 @@ batch of one is like any other), a kernel is the same turned by half (it shifts 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class NoiseNet(nn.Module):
 
     def __init__(self, features: int = 16, blocks: int = 2) -> None:
         super().__init__()
-        self.gain = nn.Sequential(nn.Conv2d(2, features, 1), nn.ReLU(), nn.Conv2d(features, 1, 1))
+        self.first_gain, self.last_gain = nn.Conv2d(2, features, 1), nn.Conv2d(features, 1, 1)
         self.colour = nn.Conv2d(NOISE_LATENTS, 1, COLOUR, padding=COLOUR // 2, padding_mode="circular", bias=False)
         self.head = nn.Conv2d(1 + NOISE_LATENTS, features, 3, padding=1)
         self.blocks = nn.ModuleList(
@@ -65,13 +66,18 @@ class NoiseNet(nn.Module):
             for _ in range(blocks)
         )
         self.tail = nn.Conv2d(features, 1, 1)
-        for last in (self.gain[2], self.tail):
+        for last in (self.last_gain, self.tail):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
         nn.init.zeros_(self.colour.weight)
         with torch.no_grad():
             self.colour.weight[0, 0, COLOUR // 2, COLOUR // 2] = 1.0
-            self.gain[2].bias.fill_(-4.0)  # a level of e^-4, about 5 / 255
+        self.start(0.02)
+
+    def start(self, level: float) -> None:
+        """Makes the noise white, of one standard deviation for all signals; for an untrained network."""
+        with torch.no_grad():
+            self.last_gain.bias.fill_(math.log(level))
 
     def forward(self, low: Tensor, latent: Tensor, level: Tensor) -> Tensor:
         """low (B, 1, H, W), latent (B, 2, H, W) and level (B, 1), both standard normal -> noise (B, 1, H, W).
@@ -79,7 +85,8 @@ class NoiseNet(nn.Module):
         Its mean over the latent is 0 at every pixel, whatever the weights.
         """
         signal = F.avg_pool2d(low, 3, 1, 1, count_include_pad=False)
-        gain = self.gain(torch.cat([signal, level[:, :, None, None].expand_as(signal)], 1))
+        told = torch.cat([signal, level[:, :, None, None].expand_as(signal)], 1)
+        gain = self.last_gain(F.relu(self.first_gain(told)))
         detail = (self.detail(low, latent) - self.detail(low, -latent)) / 2
         return torch.exp(gain.clamp(-12, 2)) * (self.colour(latent) + detail)
 
@@ -87,7 +94,7 @@ class NoiseNet(nn.Module):
         x = self.head(torch.cat([low, latent], 1))
         for block in self.blocks:
             x = x + block(x)
-        return self.tail(F.relu(x))
+        return cast(Tensor, self.tail(F.relu(x)))
 
 
 class Fake(NamedTuple):
@@ -97,6 +104,7 @@ class Fake(NamedTuple):
     reduced: Tensor  # (B, 1, H, W), blurred and reduced, without noise
     noise: Tensor  # (B, 1, H, W)
     kernels: Tensor  # (B, K, K)
+    contrast: Tensor  # (): log power of the low-resolution set's structures over the high-resolution set's
 
 
 class Latents(NamedTuple):
@@ -118,13 +126,14 @@ class DegradationGenerator(nn.Module):
         self.scale, self.side = scale, side
         self.kernel = KernelNet(side, scale)
         self.noise = NoiseNet()
+        self.contrast = nn.Parameter(torch.zeros(()))  # no part of a draw; the sets' spectra are compared up to it
 
     def forward(self, high: Tensor, latents: Latents) -> Fake:
         """high (B, 1, sH, sW), unit scale; the noise is told the reduced image, and does not teach the kernel."""
         kernels = self.kernel(latents.kernel)
         reduced = apply_kernels(high, kernels, self.scale)
         noise = self.noise(reduced.detach(), latents.noise, latents.level)
-        return Fake(reduced + noise, reduced, noise, kernels)
+        return Fake(reduced + noise, reduced, noise, kernels, self.contrast)
 
 
 def apply_kernels(high: Tensor, kernels: Tensor, scale: int) -> Tensor:

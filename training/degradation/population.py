@@ -40,6 +40,8 @@ MAGNITUDE = "MR"
 BINS = 8  # of brightness
 BLOCKS = 3  # parts of a patch, each way, whose variances are compared
 UNEVEN = 1.6  # largest over median variance of the parts of a patch; texture and edges have more
+ENOUGH = (24, 16, 12, PATCHES_MIN)  # quiet patches of an image that is trusted: as many as enough images have
+IMAGES_MIN = 4
 LOUDER = 1.3  # variance of a patch over that of the image's flattest; more is texture
 SMALLEST_SHARE = 0.03  # of the variance: a smaller part of it makes no difference
 LEAST = 1e-9  # variance, unit scale
@@ -99,7 +101,7 @@ def measure_noise(planes: Sequence[Plane], rician: bool = False) -> MeasuredNois
 
     Of magnitude images (`rician`) only what is bright enough for Gaussian noise counts.
     """
-    quiet = [quiet_patches(plane, LOWEST_SNR if rician else 0.0) for plane in planes]
+    quiet = quietest([quiet_patches(plane, LOWEST_SNR if rician else 0.0) for plane in planes])
     correlation = correlation_of_patches(quiet)
     if correlation is None:
         return None
@@ -111,6 +113,14 @@ def measure_noise(planes: Sequence[Plane], rician: bool = False) -> MeasuredNois
     factors = [variance_factor(patches, law, correlation) for patches in rich] or [1.0]
     middle = float(np.median(signal))
     return MeasuredNoise(np.array([significant(law, factor, middle) for factor in factors]), correlation, middle)
+
+
+def quietest(images: Sequence[FlatPatches]) -> list[FlatPatches]:
+    """Of the images' patches those of images that have many: where few are quiet, they may be even texture."""
+    for least in ENOUGH:
+        if len(chosen := [patches for patches in images if len(patches) >= least]) >= IMAGES_MIN:
+            return chosen
+    return list(images)
 
 
 def quiet_patches(plane: Plane, lowest_snr: float = 0.0) -> FlatPatches:

@@ -74,10 +74,8 @@ def patches_of(plane: Plane, side: int) -> Plane:
 def patch_power(patches: Plane) -> NDArray[np.float64]:
     """Mean power (N, N) of patches (P, N, N) under the window, their own mean taken off."""
     weight = window(patches.shape[-1])
-    centred = (
-        patches - np.average(patches, axis=(1, 2), weights=np.broadcast_to(weight**2, patches.shape))[:, None, None]
-    )
-    return np.asarray((np.abs(np.fft.fft2(centred * weight)) ** 2).mean(0) / weight.size)
+    mean = (patches * weight**2).mean((1, 2), keepdims=True)
+    return np.asarray((np.abs(np.fft.fft2((patches - mean) * weight)) ** 2).mean(0) / weight.size)
 
 
 def window(side: int) -> NDArray[np.float64]:

@@ -10,11 +10,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from html import escape
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 P = ParamSpec("P")
+R = TypeVar("R")
 PIXELS = 96  # of the page for one inch of a figure
 INK = "#101112"  # replaced by the page's text colour
 COLOURS = ("#2f6f9f", "#c4622d", "#4f8a4c", "#8a5aa8", "#9a7b26", "#3f8f8f", "#b04a6f", "#6b6f76")
@@ -47,11 +48,11 @@ STYLE = {
 }
 
 
-def styled(draw: Callable[P, str]) -> Callable[P, str]:
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
     """Runs a plotting function in the report's style."""
 
     @wraps(draw)
-    def wrapper(*given: P.args, **named: P.kwargs) -> str:
+    def wrapper(*given: P.args, **named: P.kwargs) -> R:
         from matplotlib import rc_context
 
         with rc_context(STYLE):  # type: ignore[arg-type]
