@@ -38,7 +38,7 @@ def accept(
 
 
 def gain_rows(scores: Table, mixture: DegradationConfig) -> list[Row]:
-    """Better than bicubic interpolation on every image: reduced by bicubic, where it knows that, and as it was taught."""
+    """Better than bicubic interpolation on every image: reduced by bicubic, if it knows that, and as it was taught."""
     asked = "PSNR above bicubic interpolation, every held-back image"
     rows = []
     for kind, known in ((BICUBIC, mixture.bicubic > 0), (DRAWN, True)):

@@ -247,7 +247,7 @@ def grouped(curves: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def panels(
     out: Path, material: Material, scored: list[Scored], config: ReportConfig
 ) -> dict[str, list[dict[str, Any]]]:
-    """Pictures: of every high-resolution set a held-back image made small and enlarged; of every low one, as it came."""
+    """Of every high-resolution set held-back images made small and enlarged, of every low one as they came."""
     kind = DRAWN if any(one.case.degradation == DRAWN for one in scored) else BICUBIC
     found: dict[str, list[dict[str, Any]]] = {}
     for case in (one.case for one in scored if one.case.degradation == kind):
