@@ -42,6 +42,7 @@ def superresolver(adversarial: bool) -> Plan:
             "audit": ("include", "exclude", "low_include", "low_exclude", "rules", "test"),
             "restore": ("start", "ensemble.features"),
             "adversarial": ("ensemble.features",),
+            "report": ("terms",),
         },
         remade=frozenset({"report"}),
     )

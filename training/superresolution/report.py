@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ class ReportConfig:
     panels: int = 1  # images shown of each set
     panel_side: int = 192  # high-resolution pixels of each picture
     name_sets: bool = False  # name sets by folder, not by number: only where folders name nobody
+    terms: dict[str, str] = field(default_factory=dict)  # set's name, as a glob -> licence of its images, for the card
 
     def __post_init__(self) -> None:
         if self.images < 1 or self.side < 48 or self.panels < 0 or self.panel_side < 48:
@@ -81,6 +83,7 @@ class Material:
 
     plan: Plan
     audit: PictureAudit
+    terms: dict[str, str]  # of the images of a set: "high CT 1" -> licence
     scale: int
     models: dict[str, Upscale]
     learned: LearnedDegradation | None
@@ -107,7 +110,13 @@ def gather(out: Path, config: ReportConfig) -> Material:
     folders = {MODEL: "restore", **({VARIANT: "adversarial"} if "adversarial" in plan.stages else {})}
     models = {name: RunUpscaler(out / folder).restore for name, folder in folders.items()}
     scale, _ = read_mixture(out)
-    return Material(plan, audit, scale, models, found_degradation(out), found_population(out))
+    terms = {new: terms_of(old, config.terms) for new, old in names.items()}
+    return Material(plan, audit, terms, scale, models, found_degradation(out), found_population(out))
+
+
+def terms_of(name: str, terms: dict[str, str]) -> str:
+    """The licence of a set's images: of the first glob that fits; empty where none does."""
+    return next((text for glob, text in terms.items() if fnmatchcase(name, glob)), "")
 
 
 def nameless(audit: PictureAudit, keep: bool) -> tuple[PictureAudit, dict[str, str]]:
@@ -142,7 +151,7 @@ def measure(out: Path, material: Material, config: ReportConfig, seed: int) -> t
     report = {
         "run": run_section(out, material.plan),
         "scale": scale,
-        "data": data_section(audit, read_json(out / "restore" / RUN).get("start")),
+        "data": data_section(material, read_json(out / "restore" / RUN).get("start")),
         "degradation": degradation_section(material, dataclasses.asdict(mixture), seed),
         "curves": curves_section(out, material.plan),
         "scores": scores,
@@ -154,25 +163,29 @@ def measure(out: Path, material: Material, config: ReportConfig, seed: int) -> t
     return report, scored
 
 
-def data_section(audit: PictureAudit, start: dict[str, Any] | None) -> dict[str, Any]:
+def data_section(material: Material, start: dict[str, Any] | None) -> dict[str, Any]:
     """Counts, warnings and refusals by reason: no file name."""
+    audit = material.audit
     held = {image.sha256 for image in audit.high if image.split == "test"}
     return {
-        "high": sets_section(audit.high, audit.high_sets),
-        "low": sets_section(audit.low, audit.low_sets),
+        "high": sets_section("high", audit.high, audit.high_sets, material.terms),
+        "low": sets_section("low", audit.low, audit.low_sets, material.terms),
         "images": {"high": len(audit.high), "low": len(audit.low)},
         "warnings": [*audit.warnings, *seen_before(held, start, "high-resolution")],
         "refused": refusals(audit.refused),
     }
 
 
-def sets_section(images: tuple[AuditedImage, ...], sets: dict[str, PictureSet]) -> dict[str, Any]:
+def sets_section(
+    side: str, images: tuple[AuditedImage, ...], sets: dict[str, PictureSet], terms: dict[str, str]
+) -> dict[str, Any]:
+    """What the page tells of every set of one side."""
     found = {}
     for name, record in sets.items():
         members = [image for image in images if image.set == name]
         splits = Counter(image.split for image in members)
         facts = {"train": splits["train"], "test": splits["test"], "groups": len({image.group for image in members})}
-        found[name] = dataclasses.asdict(record) | facts
+        found[name] = dataclasses.asdict(record) | facts | {"terms": terms[f"{side} {name}"]}
     return found
 
 
