@@ -68,7 +68,8 @@ class Instances:
             connection.executemany(
                 "INSERT INTO pacs_instance (job, source, position, derived, state, reason) VALUES (?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET derived = excluded.derived, state = excluded.state, "
-                "reason = excluded.reason, digest = NULL, consistency = NULL WHERE excluded.derived NOT IN (derived, '')",
+                "reason = excluded.reason, digest = NULL, consistency = NULL "
+                "WHERE excluded.derived NOT IN (derived, '')",
                 [(job, i.source, position + n, i.derived, i.state, i.reason) for n, i in enumerate(found)],
             )
             after, _ = connection.execute(numbers, (job,)).fetchone()

@@ -58,7 +58,7 @@ TREATMENTS: tuple[Treatment, ...] = (
           "SOPInstanceUIDOfConcatenationSource"),
     _both(SET, "value 1 DERIVED; value 2 by policy, PRIMARY where the class knows nothing else (enhanced, PET, NM); "
           "the rest is kept; value 1 of FrameType too", "C.7.6.1.1.2, C.8.16.1", "ImageType"),
-    _both(SET, "the number and an offset (policy); the description, shortened, and `[denoise]`, `[superresolve x2]` or, "
+    _both(SET, "the number and an offset (policy); the description, shortened, and `[denoise]` or `[superresolve x2]`; "
           "from an adversarially trained model, `[superresolve x2 adversarial]`",
           "C.7.3.1", "SeriesNumber", "SeriesDescription"),
     _both(KEPT, "dates of study, acquisition and content", "C.7.2.1, C.7.6.1", "StudyDate", "StudyTime",

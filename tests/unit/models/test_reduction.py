@@ -23,11 +23,8 @@ def image(pixels: Array, padding: Array | None = None) -> Image:
     whole = pixels.reshape(1, *pixels.shape[:2], -1)
     integer = np.issubdtype(pixels.dtype, np.integer)
     values = integer_values(pixels.dtype) if integer else float_values(pixels)
-    low, high = (
-        (np.iinfo if integer else np.finfo)(pixels.dtype).min,
-        (np.iinfo if integer else np.finfo)(pixels.dtype).max,
-    )
-    return Image(whole, values, "npy", low, high, padding=None if padding is None else padding[None])
+    limits = np.iinfo(pixels.dtype) if integer else np.finfo(pixels.dtype)
+    return Image(whole, values, "npy", limits.min, limits.max, padding=None if padding is None else padding[None])
 
 
 def enlarged(plane: Array, scale: int) -> Array:
