@@ -110,18 +110,21 @@ def test_a_training_run_is_a_variant_too(tmp_path: Path) -> None:
     assert restorer.restore(noisy()).shape == noisy().shape
 
 
+@pytest.mark.parametrize("staged", [True, False])
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_superresolver_is_scored_while_it_trains(tmp_path: Path, finished: bool) -> None:
+def test_a_superresolver_is_scored_while_it_trains(tmp_path: Path, finished: bool, staged: bool) -> None:
     network = build_network("residual-upscaler", {"scale": 2, "channels": 4, "blocks": 1})
     restore = {"network": "residual-upscaler", "options": {"scale": 2, "channels": 4, "blocks": 1}}
-    (tmp_path / "run.json").write_text(json.dumps({"config": {"task": "superresolve", "restore": restore}}))
+    run = tmp_path / "restore" if staged else tmp_path
+    run.mkdir(exist_ok=True)
+    (run / "run.json").write_text(json.dumps({"config": {"task": "superresolve", "restore": restore}}))
     with pytest.raises(FileNotFoundError, match="train first"):
         read_variants([f"A={tmp_path}"], BUNDLES, 1)
     if finished:
-        (tmp_path / "restore").mkdir()
-        save_weights(network, tmp_path / "restore" / "weights.pt")
+        (run / "restore").mkdir()
+        save_weights(network, run / "restore" / "weights.pt")
     else:
-        save_checkpoint(tmp_path / "restore", {"average": network.state_dict(), "step": 1})
+        save_checkpoint(run / "restore", {"average": network.state_dict(), "step": 1})
     (restorer,) = read_variants([f"A={tmp_path}"], BUNDLES, 1).values()
     plane = noisy()[:24, :31]
     with torch.no_grad():
