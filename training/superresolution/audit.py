@@ -7,7 +7,7 @@ original. Colour is taken as its luminance. A call that was stopped goes on with
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,7 @@ def run(out: Path, config: AuditConfig, *, hr: Path, lr: Path | None, seed: int)
         leave_out(low, {frame.sha256 for frame in high.frames})
         require_enough(lr, low)
     require_enough(hr, high)
+    high.frames[:] = [by_itself(frame) for frame in high.frames]
     frames = high.frames + low.frames
     groups = join_twins(frames, groups_of(frames))
     names = [f"high {f.set}" for f in high.frames] + [f"low {f.set}" for f in low.frames]
@@ -93,6 +94,12 @@ def read_folder(
     """The images of a folder that can be used."""
     paths = list_files(folder, include, exclude)
     return take_in(folder, tqdm(paths, "reading", disable=None), config.rules, smallest, config.frames)
+
+
+def by_itself(frame: Frame) -> Frame:
+    """A colour photograph is of no patient: what else its name begins with (IMG_0001, IMG_0002) groups nothing."""
+    photograph = frame.colour and frame.modality == "OT" and frame.patient[0] == "file"
+    return replace(frame, patient=("photograph", frame.source)) if photograph else frame
 
 
 def leave_out(low: Intake, known: set[str]) -> None:
