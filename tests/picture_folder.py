@@ -18,8 +18,9 @@ LAW = NoiseLaw(0.0, (5 / 255) ** 2)
 
 def pieces(side: int = SIDE) -> list[np.ndarray]:
     """Parts of photographs that are installed with scikit-image, uint8 (side, side), no two the same."""
-    places = [(data.camera(), 64, 160), (data.camera(), 300, 100), (data.coins(), 20, 30), (data.coins(), 150, 200),
-              (data.moon(), 200, 200), (data.moon(), 20, 300), (data.page(), 30, 60), (data.text(), 20, 160)]  # fmt: skip
+    camera, coins, moon = data.camera(), data.coins(), data.moon()
+    places = [(camera, 64, 160), (camera, 300, 100), (coins, 20, 30), (coins, 150, 200),
+              (moon, 200, 200), (moon, 20, 300), (data.page(), 30, 60), (data.text(), 20, 160)]  # fmt: skip
     return [np.ascontiguousarray(image[top : top + side, left : left + side]) for image, top, left in places]
 
 

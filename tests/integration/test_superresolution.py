@@ -1,4 +1,4 @@
-"""A super-resolver's whole run on tiny images: killed in every stage, resumed, published, and fed with what is no input.
+"""A super-resolver's whole run on tiny images: killed in every stage, resumed, published, fed with what is no input.
 
 Runs are forked from this process, which never computes with torch itself.
 """
