@@ -9,14 +9,12 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from models.networks.registry import build_network
 from training.config import TrainConfig, build
 from training.data.crop import middle
-from training.data.noise import Plane
 from training.data.pair import ReducedPairs
 from training.degradation.config import preset
 from training.degradation.degradation import build_degradation
@@ -26,6 +24,7 @@ from training.evaluation.image import HeldBack
 from training.evaluation.reduction import degradations, reduce_all
 from training.evaluation.superresolution import superresolution_table
 from training.evaluation.table import Row, Table
+from training.evaluation.upscaler import run_network
 from training.loop import Objective
 from training.objective import superresolution
 
@@ -82,17 +81,10 @@ class UpscalerBench(Bench):
         kinds = ["bicubic", "known", *(["pdm"] if self.learned else [])]
         crops = [HeldBack("all", image.name, middle(image.plane, SCORED_SIDE)) for image in images]
         cases = reduce_all(crops, degradations(kinds, self.base.scale, self.learned))
-        table = superresolution_table(cases, self.base.scale, {METHOD: partial(upscale, trained)})
+        table = superresolution_table(cases, self.base.scale, {METHOD: partial(run_network, trained)})
         columns: Row = {}
         for row in (row for row in table if row["method"] == METHOD):
             kind = row["degradation"]
             columns |= {kind: row["PSNR / SSIM"], f"{kind} gain": row["gain"], f"{kind} worst": row["smallest gain"]}
             columns[f"{kind} consistency"] = row["consistency"]
         return columns
-
-
-@torch.no_grad()
-def upscale(network: nn.Module, plane: Plane) -> Plane:
-    """A plane (H, W) as (scale * H, scale * W)."""
-    large: Plane = network(torch.from_numpy(np.ascontiguousarray(plane))[None, None])[0, 0].numpy()
-    return large

@@ -148,18 +148,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def add_common(command: argparse.ArgumentParser, table: str) -> None:
-    """Options of every table; the one of super-resolution has another source of images, of which it takes all."""
-    other = table == "superresolve"
-    command.add_argument("--data", type=Path, required=not other, help="folder that the sets' folders lie in")
+    """Options of every table; the one of super-resolution can do without --data."""
+    choice = table == "superresolve"
+    command.add_argument("--data", type=Path, required=not choice, help="folder that the sets' folders lie in")
     command.add_argument("--sets", type=Path, default=SETS, help="TOML file that names the held-back images")
-    images = "photographs; half as many of each medical set"
-    command.add_argument("--images", type=int, default=None if other else 12, help=images)
+    images = "photographs (default: 12); half as many of each medical set" + "; of --set (default: all)" * choice
+    command.add_argument("--images", type=int, default=None if choice else 12, help=images)
     command.add_argument(
         "--model",
         action="append",
         metavar="[NAME=]PLACE",
         help="name or name@version in --repository, REPOSITORY/name[@version], the folder of a bundle or of a "
-        "training run, or a pipeline's OUT for its stage 1; repeatable",
+        "training run, finished or not, or a pipeline's OUT for its stage 1; repeatable",
     )
     command.add_argument("--repository", type=Path, default=BUNDLES)
     command.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0 leaves it to that")

@@ -58,17 +58,15 @@ def degradations(kinds: Iterable[str], scale: int, learned: LearnedDegradation |
 
     Raises ValueError for an unknown name, and for `pdm` without a degradation learned at this scale.
     """
-    found: dict[str, Way] = {}
-    for kind in kinds:
+    ways: dict[str, Way] = {"bicubic": partial(bicubic_way, scale), "known": partial(known_way, scale)}
+    if learned is not None and learned.scale == scale:
+        ways["pdm"] = partial(learned_way, learned)
+    for kind in (kinds := list(kinds)):
         if kind not in KINDS:
             raise ValueError(f"degradation {kind!r}: there are {', '.join(KINDS)}")
-        if kind == "pdm" and (learned is None or learned.scale != scale):
+        if kind not in ways:
             raise ValueError(f"degradation pdm: --pdm must name a degradation that was learned at x{scale}")
-        if kind == "pdm" and learned is not None:
-            found[kind] = partial(learned_way, learned)
-        else:
-            found[kind] = partial(bicubic_way if kind == "bicubic" else known_way, scale)
-    return found
+    return {kind: ways[kind] for kind in kinds}
 
 
 def bicubic_way(scale: int, high: Plane, rng: np.random.Generator) -> tuple[Plane, Again]:

@@ -21,6 +21,7 @@ from training.evaluation.upscaler import Upscale, enlarge
 from training.metric import gradient_similarity, psnr
 
 BASE = "bicubic"  # the interpolation that gains are over
+MEANS = ("similarity", "GMSD", "consistency", "consistency of the truth")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,22 @@ def row(key: tuple[str, str], method: str, answers: list[Answer], truths: list[f
         "consistency of the truth": float(np.mean(truths)),
         "worst shift": max(answer.shift for answer in answers),
     }
+
+
+def summary(rows: Table) -> Table:
+    """One row per degradation and method over all sets, each of equal weight; the worst image and shift of any."""
+    found: dict[tuple[str, str], Table] = {}
+    for one in rows:
+        found.setdefault((one["degradation"], one["method"]), []).append(one)
+    return [
+        {"degradation": kind, "sets": len(sets), "images": sum(one["images"] for one in sets), "method": method}
+        | {"PSNR / SSIM": mean(one["PSNR / SSIM"] for one in sets)}
+        | {"gain": None if method == BASE else float(np.mean([one["gain"] for one in sets]))}
+        | {"smallest gain": None if method == BASE else min(one["smallest gain"] for one in sets)}
+        | {key: float(np.mean([one[key] for one in sets])) for key in MEANS}
+        | {"worst shift": max(one["worst shift"] for one in sets)}
+        for (kind, method), sets in found.items()
+    ]
 
 
 def answers(case: Reduction, scale: int, models: Mapping[str, Upscale]) -> dict[str, Answer]:

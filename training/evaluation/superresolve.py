@@ -10,7 +10,7 @@ import numpy as np
 from training.evaluation.image import read_group
 from training.evaluation.protocol import benchmark_images, y_shave_table
 from training.evaluation.reduction import KINDS, degradations, find_learned, reduce_all
-from training.evaluation.superresolution import superresolution_table
+from training.evaluation.superresolution import summary, superresolution_table
 from training.evaluation.table import Table
 from training.evaluation.upscaler import Upscale
 from training.evaluation.variant import DEFAULT, read_variants
@@ -56,8 +56,8 @@ def set_tables(options: argparse.Namespace) -> dict[str, Table]:
     images = [
         image for group, count in counts.items() for image in read_group(options.data, options.sets, group, count)
     ]
-    cases = reduce_all(images, ways)
-    return {f"x{options.scale}": superresolution_table(cases, options.scale, read_upscalers(options))}
+    rows = superresolution_table(reduce_all(images, ways), options.scale, read_upscalers(options))
+    return {f"x{options.scale}": rows, f"x{options.scale} over all sets": summary(rows)}
 
 
 def read_upscalers(options: argparse.Namespace) -> dict[str, Upscale]:

@@ -142,10 +142,14 @@ def test_the_command_has_a_row_for_every_set_degradation_and_method(
     words = ["superresolve", "--data", tmp_path, "--sets", sets, "--scale", "2", "--threads", "1", "--images", "1"]
     out = tmp_path / "scores.json"
     assert main([*map(str, words), "--json", str(out), "--pdm", str(tmp_path / "pdm")]) == 0
-    rows = json.loads(out.read_text())["x2"]
+    tables = json.loads(out.read_text())
+    rows, summed = tables["x2"], tables["x2 over all sets"]
     keys = [(row["set"], row["degradation"], row["method"]) for row in rows]
     methods = ("bicubic", "Lanczos", "MedRestore")
     assert keys == [(s, d, m) for s in "AB" for d in ("bicubic", "known", "pdm") for m in methods]
     assert rows[2]["gain"] > 1
+    assert [(row["degradation"], row["method"], row["images"]) for row in summed] == [(*k[1:], 2) for k in keys[:9]]
+    assert summed[2]["gain"] == pytest.approx((rows[2]["gain"] + rows[11]["gain"]) / 2)
+    assert summed[2]["smallest gain"] == min(rows[2]["smallest gain"], rows[11]["smallest gain"])
     assert main([*map(str, words), "--json", str(out), "--degradation", "known"]) == 0
     assert {row["degradation"] for row in json.loads(out.read_text())["x2"]} == {"known"}
