@@ -14,7 +14,7 @@ from training.export import Graph, fold
 
 UPSCALERS: dict[str, dict[str, Any]] = {  # each at both scales, as "NAME x2" and "NAME x4"
     "blimsr": {"channels": 8, "groups": 2, "blocks": 1},
-    "nlsa-upscaler": {"channels": 16, "blocks": 2, "every": 1, "dual": 1, "hashes": 2, "chunk": 32, "buckets": 16},
+    "nlsa-upscaler": {"channels": 16, "blocks": 1, "every": 1, "dual": 1, "hashes": 2, "chunk": 32, "buckets": 16},
     "residual-upscaler": {"channels": 8, "blocks": 2},
     "ssformer-upscaler": {"channels": 16, "groups": 1, "blocks": 2},
     "swinir-light": {"channels": 12, "groups": 1, "blocks": 2, "heads": 2},

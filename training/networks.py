@@ -87,7 +87,7 @@ ENTRIES = (
     Entry("swinir-light", {"scale": 2}),
     Entry("swinir-light", {"scale": 4}),
     Entry("blimsr", {"scale": 2}),
-    Entry("blimsr", {"scale": 4}, 19_107_073, 1262.0),
+    Entry("blimsr", {"scale": 4}, 19_107_073, 1262.0, "published: its attention without padding"),
     Entry("balanced", {"channels": 64}, 565),
     Entry("balanced", {"channels": 256}, 8_257, 0.003),
     Entry("nonlocal-sparse", {"channels": 256}, 213_312, 50.7, "published: half the hash buckets, from 96x96 scaled"),

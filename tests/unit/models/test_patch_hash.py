@@ -41,6 +41,14 @@ def test_pedestal_and_gain_do_not_matter() -> None:
     assert torch.equal(module(y), module(8 * y + 0.5))
 
 
+def test_reduced_precision_sorts_alike() -> None:
+    y = image(21, 17).bfloat16()
+    expected = PatchHash()(y.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(PatchHash()(y.float()), expected)
+    assert torch.equal(PatchHash().bfloat16()(y), expected)
+
+
 def test_flat_ground_keeps_its_order() -> None:
     """Where all projections are equal, the first bucket is taken everywhere: no noise of rounding decides."""
     order = PatchHash(hashes=3)(torch.full((2, 1, 6, 7), 0.1))

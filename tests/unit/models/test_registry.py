@@ -12,13 +12,17 @@ from tests.small_network import BLIND, DENOISERS, SCALES, SMALL, graph, image, o
 from training.export import BATCHES, SHAPES, export_onnx, export_torchscript, parity, run_onnx, run_torchscript
 
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "blimsr x4": ("blimsr", {"scale": 4}),
     "cnn-est": ("cnn-est", {"channels": 32}),
     "dbsn": ("dbsn", {}),
     "dbsn-light": ("dbsn-light", {"channels": 128}),
     "dran": ("dran", {}),
+    "nlsa-upscaler x4": ("nlsa-upscaler", {"scale": 4}),
     "ss-bsn": ("ss-bsn", {"channels": 128}),
     "ssformer": ("ssformer", {"size": "quality"}),
     "ssformer hash": ("ssformer", {"size": "base", "sparse": "hash", "balanced": True}),
+    "ssformer-upscaler x4": ("ssformer-upscaler", {"scale": 4, "size": "quality"}),
+    "swinir-light x2": ("swinir-light", {"scale": 2}),
 }
 
 
