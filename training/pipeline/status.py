@@ -40,10 +40,15 @@ def progress(folder: Path, config: dict[str, Any]) -> Iterator[str]:
         with path.open(newline="") as stream:
             rows = list(csv.DictReader(stream))
         seconds = [row for row in rows if row["key"] == "seconds"]
-        part = config.get(path.parent.name)
-        total = part.get("steps") if isinstance(part, dict) else None
+        total = steps_of(config, path.parent.name)
         if not seconds or not total:
             continue
         step, spent = int(seconds[-1]["step"]), float(seconds[-1]["value"])
         left = f", {duration(spent / step * (total - step))} left" if step < total else ""
         yield f"{path.parent.name}: step {step} of {total}{left}"
+
+
+def steps_of(config: dict[str, Any], name: str) -> int | None:
+    """How many steps a stage's configuration wants of a fit; where it has but one, that need not be named."""
+    parts = (config.get(name), config.get("fit"), config.get("learned", {}).get("fit"))
+    return next((part["steps"] for part in parts if isinstance(part, dict) and "steps" in part), None)

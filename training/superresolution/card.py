@@ -40,7 +40,7 @@ def write_card(path: Path, run: Path, part: str, name: str, version: str, licenc
         "Figures": figures(report, method),
         "Limits": limits(report, method),
         "Terms": [f"Weights: {licence}."],
-        "Provenance": provenance(report, record),
+        "Provenance": provenance(report, record, part),
     }
     lines = [f"# {name}@{version}", "", record["config"]["summary"] + ".", ""]
     for title, paragraphs in sections.items():
@@ -155,12 +155,15 @@ def set_warnings(sets: Iterable[Mapping[str, Any]]) -> Sequence[str]:
     return [warning for one in sets for warning in one["warnings"]]
 
 
-def provenance(report: Report, record: Mapping[str, Any]) -> list[str]:
+def provenance(report: Report, record: Mapping[str, Any], part: str) -> list[str]:
     """Where the weights come from."""
     run, fit, start = report["run"], record["config"]["restore"], record.get("start")
     seconds = sum(stage["seconds"] for stage in run["stages"].values())
     begun = f"went on from {start['bundle']} ({start['digest'][:12]})" if start else "from scratch"
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    if part == "adversarial":
+        duel = run["config"]["adversarial"]["fit"]
+        begun += f"; then {duel['steps']} steps of {duel['batch']} against the discriminator"
     return [
         f"Preset {run['preset']}, seed {run['seed']}, code {run['commit'][:12]}; {fit['steps']} steps of"
         f" {fit['batch']} crops, {begun}; {seconds:.0f} s in all stages on {record['device']}; {versions}. The manifest"

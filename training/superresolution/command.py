@@ -52,7 +52,9 @@ def run_degradation(job: Job) -> None:
     if job.machine.threads:
         torch.set_num_threads(job.machine.threads)
     noise = job.folders.noise
-    degradation.run(job.out, job.config.degradation, noise=noise, seed=job.config.seed, machine=job.machine)
+    fabric = degradation.run(job.out, job.config.degradation, noise=noise, seed=job.config.seed, machine=job.machine)
+    for line in degradation.findings(job.out) if fabric.is_global_zero else ():
+        print(f"      {line}", file=sys.stderr)
 
 
 def run_restore(job: Job) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from lightning.fabric import Fabric
 
 from models.bundle import sha256_of
 from training.config import build
@@ -62,11 +64,11 @@ class LearningConfig:
         return dataclasses.replace(preset(self.kind), **parts, **(none | shares))
 
 
-def run(out: Path, config: LearningConfig, *, noise: Path | None, seed: int, machine: Machine) -> None:
+def run(out: Path, config: LearningConfig, *, noise: Path | None, seed: int, machine: Machine) -> Fabric:
     """Makes `degradation/` of a run, or goes on where the last checkpoint left it.
 
     `noise` is the population of a finished run of the denoiser's pipeline, which then stands for that of the
-    low-resolution images. Raises ValueError where the degradation is to be learned and nothing is there to learn from.
+    low-resolution images. Returns the processes that worked. Raises ValueError where there is nothing to learn from.
     """
     audit, mixture = read_pictures(out), config.mixture
     fabric = launch(machine, "32-true")
@@ -92,6 +94,23 @@ def run(out: Path, config: LearningConfig, *, noise: Path | None, seed: int, mac
             fabric,
             workers=machine.workers,
         )
+    return fabric
+
+
+def findings(out: Path) -> Iterator[str]:
+    """What a person should know of a degradation: what it is a mixture of, and what was found of noise and blur."""
+    _, mixture = read_mixture(out)
+    total = mixture.bicubic + mixture.blind + mixture.pdm
+    shares = {name: getattr(mixture, name) / total for name in ("pdm", "blind", "bicubic")}
+    yield "images are made small by: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share)
+    population, learned = found_population(out), found_degradation(out)
+    if population is not None:
+        yield f"noise measured in {len(population.sets)} sets of low-resolution images"
+    elif mixture.blind:
+        yield "note: no noise was measured: the blind degradation draws it from a broad population"
+    if learned is not None:
+        facts = {name: value for name, value in learned.facts.items() if isinstance(value, float)}
+        yield "learned: " + ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in facts.items())
 
 
 def training_files(out: Path, images: tuple[AuditedImage, ...]) -> list[Path]:

@@ -58,6 +58,7 @@ from training.train import RUN
 
 PAGE = "superresolve.html"
 DRAWS = 400  # laws of the learned noise
+TRAINED = ("degradation", "restore", "adversarial")  # stages, in the order of the page
 SHOWN = 6  # images of the figure of the learned degradation
 
 
@@ -224,7 +225,9 @@ def figures(report: dict[str, Any], degradation: str = "") -> dict[str, Any]:
     return marked_up(
         {
             "training": {
-                stage: figure.grouped_curves(stage, grouped(curves)) for stage, curves in report["curves"].items()
+                stage: figure.grouped_curves(stage, grouped(report["curves"][stage]))
+                for stage in TRAINED
+                if stage in report["curves"]
             },
             "noise": figure.population({}, noise["drawn"], {}, noise["drawn_lag1"]) if noise["drawn"] else "",
             "scores": figure.method_gains(report["scores"]) if report["scores"] else "",
@@ -233,6 +236,7 @@ def figures(report: dict[str, Any], degradation: str = "") -> dict[str, Any]:
     )
 
 
+TERMS = "terms of the loss, weighted"
 GROUPS = (  # of quantities that share a plot, by how their name begins; the first that fits
     ("gradient_", "gradient norms on the generator"),
     ("psnr", "held-back images: PSNR, dB"),
@@ -250,7 +254,8 @@ def grouped(curves: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Title of a plot -> label -> rows [step, value]; what no group claims is a term of the loss."""
     found: dict[str, dict[str, Any]] = {}
     for quantity, logs in curves.items():
-        title = next((title for begin, title in GROUPS if quantity.startswith(begin)), "terms of the loss, weighted")
+        begin = quantity if f"gradient_{quantity}" in curves else f"{quantity}_"  # a term may be called as a score is
+        title = next((title for start, title in GROUPS if begin.startswith(start)), TERMS)
         label = quantity.removeprefix("gradient_")
         for log, rows in logs.items():
             found.setdefault(title, {})[label if len(logs) == 1 else f"{log}, {label}"] = rows

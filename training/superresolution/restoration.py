@@ -78,21 +78,18 @@ def run(out: Path, config: RestoreConfig, *, seed: int, machine: Machine) -> Non
         torch.set_num_threads(machine.threads)
     code, start = commit(), record_of_start(config.start)
     audit, train_config = read_pictures(out), config.train_config(out, seed)
+    planes, degradation = validation_planes(out, audit), read_degradation(out)
+    objective = superresolution(planes, train_config.scale, ensemble=config.ensemble, degradation=degradation)
+    if not planes:
+        objective = dataclasses.replace(objective, validate=lambda network: {})
     task = Task(
         train_config,
         GRAPH,
         begin_network(train_config, config.start),
         pairs(out, audit, train_config, config.crops),
-        superresolution(
-            validation_planes(out, audit),
-            train_config.scale,
-            ensemble=config.ensemble,
-            degradation=read_degradation(out),
-        ),
+        objective,
         digest(out, config, train_config),
     )
-    if not validation_planes(out, audit):
-        task = dataclasses.replace(task, objective=dataclasses.replace(task.objective, validate=lambda network: {}))
     fabric = fit_graph(task, out / FOLDER, machine)
     if fabric.is_global_zero:
         write_run(out / FOLDER, train_config, code, data_list(audit), fabric, {GRAPH: task.digest}, start)
