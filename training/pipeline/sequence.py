@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +130,7 @@ def prepare(job: Job, stage: str) -> Fingerprint | None:
     return wanted
 
 
-def run_all(job: Job, team: Team, runners: dict[str, Callable[[Job], None]], say: Callable[[str], None]) -> None:
+def run_all(job: Job, team: Team, runners: Mapping[str, Callable[[Job], None]], say: Callable[[str], None]) -> None:
     """Runs what is not done yet; `say` gets one line whenever a stage begins or ends."""
     stages = job.plan.stages
     for number, stage in enumerate(stages, 1):

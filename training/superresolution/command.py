@@ -130,17 +130,17 @@ def choose_config(options: argparse.Namespace, record: dict[str, Any]) -> tuple[
     before = SUPERRESOLVE_PRESETS.from_record(record["config"]) if record else None
     known = (before.degradation.scale, before.degradation.kind, before.adversarial.train) if before else (None,) * 3
     given = (options.scale, options.degradation, options.adversarial or None)
-    chosen = [value if value is not None else other for value, other in zip(given, known, strict=True)]
-    if chosen[0] is None:
+    scale: int | None = options.scale or known[0]
+    if scale is None:
         raise ValueError("--scale is missing: 2 or 4")
-    alone = record and options.stage  # then other stages' settings, where they stay the same, are not to be named
-    overrides = [
-        f"{key}={str(value).lower()}"
-        for key, value, other in zip(NAMED, chosen, known, strict=True)
-        if value is not None and not (alone and value == other)
-    ]
+    overrides = []
+    for key, value, other in zip(NAMED, given, known, strict=True):
+        chosen = other if value is None else value
+        same = record and options.stage and chosen == other  # one stage alone does not ask for what stays as it is
+        if chosen is not None and not same:
+            overrides.append(f"{key}={str(chosen).lower()}")
     options = argparse.Namespace(**{**vars(options), "set": overrides + options.set})
-    return SUPERRESOLVE_PRESETS.choose(options, record, lambda document: for_scale(document, chosen[0]))
+    return SUPERRESOLVE_PRESETS.choose(options, record, lambda document: for_scale(document, scale))
 
 
 def population_of(run: Path | None) -> Path | None:

@@ -32,6 +32,7 @@ MIXTURE = FOLDER / "mixture.json"  # scale, and what the networks are trained wi
 POPULATION = FOLDER / "population.json"
 FILES = (MIXTURE, POPULATION, FOLDER / FACTS, FOLDER / WEIGHTS)
 SCALES = (2, 4)
+SHARES = ("pdm", "blind", "bicubic")
 MEASURED = 32  # low-resolution images of one set that its noise is measured on
 
 
@@ -51,17 +52,16 @@ class LearningConfig:
             raise ValueError(f"--scale: {self.scale} is neither 2 nor 4")
         if self.kind not in KINDS:
             raise ValueError(f"--degradation: {self.kind!r} is none of {', '.join(KINDS)}")
-        if unknown := set(self.shares) - {"pdm", "blind", "bicubic"}:
-            raise ValueError(f"degradation.shares: {sorted(unknown)[0]!r} is none of pdm, blind, bicubic")
+        if unknown := set(self.shares) - set(SHARES):
+            raise ValueError(f"degradation.shares: {sorted(unknown)[0]!r} is none of {', '.join(SHARES)}")
         self.mixture.learned.side(self.scale)
 
     @property
     def mixture(self) -> DegradationConfig:
         """The same as `training.degradation` knows it."""
-        parts = {name: getattr(self, name) for name in ("classical", "handmade", "learned")}
-        shares = {name: float(share) for name, share in self.shares.items()}
-        none = dict.fromkeys(("pdm", "blind", "bicubic"), 0.0) if shares else {}
-        return dataclasses.replace(preset(self.kind), **parts, **(none | shares))
+        shares = self.shares or {name: getattr(preset(self.kind), name) for name in SHARES}
+        pdm, blind, bicubic = (float(shares.get(name, 0.0)) for name in SHARES)
+        return DegradationConfig(bicubic, blind, pdm, self.classical, self.handmade, self.learned)
 
 
 def run(out: Path, config: LearningConfig, *, noise: Path | None, seed: int, machine: Machine) -> Fabric:
@@ -101,7 +101,7 @@ def findings(out: Path) -> Iterator[str]:
     """What a person should know of a degradation: what it is a mixture of, and what was found of noise and blur."""
     _, mixture = read_mixture(out)
     total = mixture.bicubic + mixture.blind + mixture.pdm
-    shares = {name: getattr(mixture, name) / total for name in ("pdm", "blind", "bicubic")}
+    shares = {name: getattr(mixture, name) / total for name in SHARES}
     yield "images are made small by: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share)
     population, learned = found_population(out), found_degradation(out)
     if population is not None:

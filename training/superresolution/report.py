@@ -109,7 +109,7 @@ def gather(out: Path, config: ReportConfig) -> Material:
     audit, names = nameless(read_pictures(out), config.name_sets)
     write_json(out / "report" / NAMES, names)
     folders = {MODEL: "restore", **({VARIANT: "adversarial"} if "adversarial" in plan.stages else {})}
-    models = {name: RunUpscaler(out / folder).restore for name, folder in folders.items()}
+    models: dict[str, Upscale] = {name: RunUpscaler(out / folder).restore for name, folder in folders.items()}
     scale, _ = read_mixture(out)
     terms = {new: terms_of(old, config.terms) for new, old in names.items()}
     return Material(plan, audit, terms, scale, models, found_degradation(out), found_population(out))
@@ -274,14 +274,13 @@ def panels(
             shown = {"original": case.high, **methods(material, case.low)}
             members.append({"id": case.image.name, "split": "held back", "images": pictures(shown, config.panel_side)})
     for name in material.audit.low_sets:
-        members = [image for image in material.audit.low if image.set == name]
-        test = [image for image in members if image.split == "test"]
-        for image in spread(test or members, config.panels):
+        images = [image for image in material.audit.low if image.set == name]
+        test = [image for image in images if image.split == "test"]
+        for image in spread(test or images, config.panels):
             low = middle(read_plane(out, image.file), config.panel_side // material.scale)
-            split = "held back" if test else "used in training"
-            shown = pictures(methods(material, low), config.panel_side)
+            made = pictures(methods(material, low), config.panel_side)
             found.setdefault(f"{name}, low-resolution images as they came", []).append(
-                {"id": image.id, "split": split, "images": shown}
+                {"id": image.id, "split": "held back" if test else "used in training", "images": made}
             )
     return found
 

@@ -40,8 +40,8 @@ class Scored:
 
 def spread(images: Sequence[AuditedImage], count: int) -> list[AuditedImage]:
     """At most `count` of some images, evenly spread."""
-    chosen = np.unique(np.linspace(0, len(images) - 1, count).round().astype(int)) if images else []
-    return [images[i] for i in chosen]
+    places = np.linspace(0, len(images) - 1, count if images else 0)
+    return [images[i] for i in np.unique(places.round().astype(int))]
 
 
 def held_back(out: Path, images: Iterable[AuditedImage], side: int) -> Iterator[HeldBack]:

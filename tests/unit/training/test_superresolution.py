@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,22 @@ from models.errors import BundleNotFound
 from models.networks.registry import build_network
 from tests.noisy_folder import save
 from tests.picture_folder import pieces
+from tests.tiny_run import set_population
 from training.degradation.bicubic import reduce_plane
 from training.degradation.config import DegradationConfig
 from training.evaluation.image import HeldBack
 from training.evaluation.superresolution import bicubic
+from training.machine import Machine
+from training.noise.population import LearnedPopulation, write_population
 from training.pipeline.intake import list_files, matches
 from training.pipeline.preset import CONFIGS
+from training.pipeline.sequence import Job, refuse_other_configurations, run_all
 from training.pipeline.stage import public_config
+from training.pipeline.team import Team
 from training.report.acceptance import ABSENT, FAIL, PASS
-from training.superresolution import audit, restoration
+from training.superresolution import audit, degradation, restoration
 from training.superresolution.acceptance import accept
-from training.superresolution.command import choose_config, parse
+from training.superresolution.command import RUNNERS, Folders, choose_config, parse
 from training.superresolution.config import SUPERRESOLVE_PRESETS, SuperresolveConfig, for_scale
 from training.superresolution.degradation import LearningConfig
 from training.superresolution.plan import plan_of, superresolver
@@ -234,3 +240,53 @@ def test_promised_consistency_lies_below_every_image() -> None:
         error = np.mean((reduce_plane(models[MODEL](one.case.low), 2) - one.case.low) ** 2)
         assert 10 * np.log10(np.ptp(one.case.low) ** 2 / error) > promised + 2.9
     assert promised_consistency([], MODEL, 2, models[MODEL]) is None
+
+
+@pytest.fixture
+def audited(hr: Path, tmp_path: Path) -> Path:
+    """A run whose audit is done, without low-resolution images."""
+    audit.run(tmp_path / "run", audit.AuditConfig(test_share=0.0), hr=hr, lr=None, seed=0)
+    return tmp_path / "run"
+
+
+def test_noise_of_a_denoisers_run_is_taken(audited: Path, tmp_path: Path) -> None:
+    people = LearnedPopulation((set_population("ct/abdomen"),))
+    write_population(tmp_path / "population.json", people)
+    config, machine = LearningConfig(kind="blind"), Machine("cpu")
+    degradation.run(audited, config, noise=tmp_path / "population.json", seed=0, machine=machine)
+    assert (audited / degradation.POPULATION).read_bytes() == (tmp_path / "population.json").read_bytes()
+    assert degradation.read_mixture(audited) == (2, config.mixture)
+    told = list(degradation.findings(audited))
+    assert told == ["images are made small by: blind 100%", "noise measured in 1 sets of low-resolution images"]
+    low = degradation.read_degradation(audited).degrade(np.full((64, 48), 0.5, np.float32), np.random.default_rng(3))
+    assert low.shape == (32, 24)
+
+
+def test_without_noise_to_measure_the_broad_population_is_drawn_from(audited: Path) -> None:
+    degradation.run(audited, LearningConfig(kind="blind", scale=4), noise=None, seed=0, machine=Machine("cpu"))
+    assert degradation.found_population(audited) is None
+    assert any("broad population" in line for line in degradation.findings(audited))
+    with pytest.raises(ValueError, match="name their folder with --lr"):
+        degradation.run(audited, LearningConfig(kind="pdm"), noise=None, seed=0, machine=Machine("cpu"))
+
+
+def test_stage_that_takes_no_time_is_made_anew_without_being_asked(tmp_path: Path) -> None:
+    places = Folders(tmp_path / "hr", None, None)
+    (tmp_path / "hr").mkdir()
+    (tmp_path / "hr" / "image").write_bytes(b"x")
+    ran: list[str] = []
+
+    def runner(stage: str) -> Callable[[Job], None]:
+        return lambda job: ran.append(stage)
+
+    runners = {stage: runner(stage) for stage in RUNNERS}
+    job = Job(tmp_path / "run", places, SuperresolveConfig(), Machine(), plan=superresolver(adversarial=False))
+    run_all(job, Team(Machine()), runners, lambda line: None)
+    assert ran == ["audit", "degradation", "restore", "report"]
+    more = dataclasses.replace(job.config, adversarial=dataclasses.replace(job.config.adversarial, train=True))
+    shorter = dataclasses.replace(more, report=dataclasses.replace(more.report, images=3))
+    ran.clear()
+    later = dataclasses.replace(job, config=shorter, plan=superresolver(adversarial=True))
+    refuse_other_configurations(later)
+    run_all(later, Team(Machine()), runners, lambda line: None)
+    assert ran == ["adversarial", "report"]
