@@ -33,8 +33,8 @@ SCORED_SIDE = 256  # of the high-resolution images, which are cut to it
 METHOD = "network"
 
 
-def read_base(scale: int, kind: str, path: Path = ENTRIES) -> TrainConfig:
-    """The images of the file of entries, at a scale and with a kind of degradation ("bicubic", "blind", ...)."""
+def read_base(path: Path, scale: int, kind: str) -> TrainConfig:
+    """The images that a file of entries names, at a scale and with a kind of degradation ("bicubic", "blind", ...)."""
     sources = tomllib.loads(path.read_text(encoding="utf-8"))["sources"]
     raw = {"name": f"{kind}-x{scale}", "task": "superresolve", "summary": "", "scale": scale, "sources": sources}
     base = build(TrainConfig, raw | {"restore": {"network": ""}}, path.name)
@@ -45,12 +45,12 @@ class UpscalerBench(Bench):
     """Trains on one kind of degradation; its runs lie below `out` in a folder of that name."""
 
     def __init__(
-        self, out: Path, kind: str, scale: int, data: Path, minutes: float, learned: LearnedDegradation | None
+        self, out: Path, kind: str, base: TrainConfig, data: Path, minutes: float, learned: LearnedDegradation | None
     ) -> None:
         """Raises ValueError where the kind has a share of a learned degradation, and none of this scale is given."""
-        super().__init__(out / kind, read_base(scale, kind), data, minutes)
+        super().__init__(out / kind, base, data, minutes)
         self.kind, self.learned = kind, learned
-        self.degradation = build_degradation(self.base.degradation, scale, None, learned)
+        self.degradation = build_degradation(base.degradation, base.scale, None, learned)
 
     def rows(self, entries: Iterable[Entry], images: Sequence[HeldBack]) -> Table:
         """One row per entry, as a network of the bench's scale."""

@@ -17,7 +17,7 @@ import training.export
 from models.networks.registry import NETWORKS, build_network
 from training.degradation.generator import DegradationGenerator
 from training.degradation.learned import LearnedDegradation, write_learned
-from training.evaluation import bench, bench_upscaler
+from training.evaluation import bench
 from training.evaluation.bench import Bench, Entry, read_entries
 from training.evaluation.bench_upscaler import ENTRIES, UpscalerBench, read_base
 from training.evaluation.command import main
@@ -53,11 +53,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def small_base(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        bench_upscaler, "read_base", lambda scale, kind: read_base(scale, kind, folder / "networks.toml")
-    )
+def bench_of(folder: Path, kind: str, scale: int = 2, learned: LearnedDegradation | None = None) -> UpscalerBench:
+    base = read_base(folder / "networks.toml", scale, kind)
+    return UpscalerBench(folder / "out", kind, base, folder, 0.05, learned)
 
 
 def learned(seed: int, scale: int = 2) -> LearnedDegradation:
@@ -69,10 +67,9 @@ def images() -> list[HeldBack]:
     return [HeldBack("photographs", "a", data.camera()[100:164, 150:214].astype(np.float32) / np.float32(255))]
 
 
-@pytest.mark.usefixtures("small_base")
 @pytest.mark.parametrize("scale", [2, 4])
 def test_rows_are_complete_and_kept(folder: Path, monkeypatch: pytest.MonkeyPatch, scale: int) -> None:
-    runs = UpscalerBench(folder / "out", "blind", scale, folder, 0.05, None)
+    runs = bench_of(folder, "blind", scale)
     (row,) = runs.rows([SMALL], images())
     assert (row["trained on"], row["network"], row["steps"]) == ("blind", "small", 6)
     assert row["parameters"] == sum(
@@ -93,23 +90,18 @@ def test_rows_are_complete_and_kept(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert runs.rows([SMALL], images()) == [row]
 
 
-@pytest.mark.usefixtures("small_base")
 def test_kinds_of_degradation_teach_different_things_side_by_side(folder: Path) -> None:
-    rows = [
-        UpscalerBench(folder / "out", kind, 2, folder, 0.05, learned(1)).rows([SMALL], images())[0]
-        for kind in ("bicubic", "mix")
-    ]
+    rows = [bench_of(folder, kind, learned=learned(1)).rows([SMALL], images())[0] for kind in ("bicubic", "mix")]
     assert rows[0]["pdm"] != rows[1]["pdm"]
     assert {path.name for path in (folder / "out").iterdir()} == {"bicubic", "mix"}
 
 
-@pytest.mark.usefixtures("small_base")
 def test_another_learned_degradation_needs_another_folder(folder: Path) -> None:
-    UpscalerBench(folder / "out", "pdm", 2, folder, 0.05, learned(1)).rows([SMALL], images())
+    bench_of(folder, "pdm", learned=learned(1)).rows([SMALL], images())
     with pytest.raises(ValueError, match="use another --out"):
-        UpscalerBench(folder / "out", "pdm", 2, folder, 0.05, learned(2)).rows([SMALL], images())
+        bench_of(folder, "pdm", learned=learned(2)).rows([SMALL], images())
     with pytest.raises(ValueError, match="learn"):
-        UpscalerBench(folder / "out", "mix", 2, folder, 0.05, None)
+        bench_of(folder, "mix")
 
 
 def test_every_registered_upscaler_is_an_entry() -> None:
@@ -119,10 +111,9 @@ def test_every_registered_upscaler_is_an_entry() -> None:
     for scale in (2, 4):
         for entry in entries:
             build_network(entry.network, {"scale": scale} | entry.options)
-        assert read_base(scale, "mix").scale == scale
+        assert read_base(ENTRIES, scale, "mix").scale == scale
 
 
-@pytest.mark.usefixtures("small_base")
 def test_the_command_trains_on_each_kind(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_learned(folder / "run" / "degradation", learned(1))
     out = folder / "table.json"
