@@ -29,8 +29,8 @@ from training.degradation.blind import blur, blur_kernel
 from training.degradation.config import TERMS, PdmConfig
 from training.degradation.critic import PatchCritic
 from training.degradation.figure import draws_figure, draws_png
-from training.degradation.generator import DegradationGenerator, Latents, apply_kernels
-from training.degradation.judgement import box_share, consistency, local_mean
+from training.degradation.generator import DegradationGenerator, Fake, Latents, apply_kernels
+from training.degradation.judgement import box_share, consistency, level, local_mean
 from training.degradation.known import REDUCTIONS, KnownDegradation
 from training.degradation.learned import (
     FACTS,
@@ -145,6 +145,16 @@ def test_power_of_the_noise_is_free_and_its_local_mean_is_not() -> None:
     assert box_share(correlation_of_kernel(kernel)) > 1.5 * share  # slow noise may be slow
 
 
+def test_level_wants_the_noise_of_its_law() -> None:
+    """Variance a s + b, in every part of the image: half dark, half bright."""
+    reduced = torch.cat([torch.zeros(4, 1, 48, 24), torch.ones(4, 1, 48, 24)], 3)
+    law, white = torch.tensor([[3e-3, 1e-3]] * 4), torch.randn(4, 1, 48, 48, generator=torch.Generator().manual_seed(0))
+    right, flat = torch.sqrt(3e-3 * reduced + 1e-3) * white, torch.sqrt(torch.tensor(2.5e-3)) * white
+    errors = [float(level(Fake(reduced, reduced, noise, *[white[0]] * 3), law)) for noise in (right, flat, 2 * right)]
+    assert errors[0] < 0.05
+    assert min(errors[1:]) > 0.3
+
+
 def test_consistency_is_for_content_not_for_blur_or_noise() -> None:
     high = torch.from_numpy(planes(1)[0])[None, None]
     sharp, wide = (torch.from_numpy(KnownDegradation(2, (w, w), noise=0.0).kernel).float()[None] for w in (0.6, 1.6))
@@ -154,6 +164,7 @@ def test_consistency_is_for_content_not_for_blur_or_noise() -> None:
     assert fit < 0.2 * shifted < 0.2 * other
 
 
+@torch.no_grad()
 def test_critic_judges_neither_brightness_nor_size() -> None:
     torch.manual_seed(0)
     critic, image = PatchCritic(0.05, 8).eval(), torch.rand(2, 1, 40, 33)
