@@ -129,7 +129,7 @@ class Player:
             together = torch.cat([gradient.flatten() for gradient in gradients])
             mean = self.fabric.all_reduce(together, reduce_op="mean")
             assert isinstance(mean, Tensor)
-            for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
+            for gradient, part in zip(gradients, torch.split(mean, [g.numel() for g in gradients]), strict=True):
                 gradient.copy_(part.view(gradient.shape))
 
 

@@ -22,16 +22,20 @@ from training.superresolution.ensemble import EnsembleConfig, ensemble_terms
 from training.superresolution.feature import Vgg19
 
 
-def default_fit() -> DuelFit:
-    """Rates and phases under which neither network ran away from the other in our trainings."""
-    return DuelFit(steps=1500, batch=8, head_start=100)
+@dataclass(frozen=True, kw_only=True)
+class AdversarialFit(DuelFit):
+    """The course under which neither network ran away from the other in our trainings."""
+
+    steps: int = 1500
+    batch: int = 8
+    head_start: int = 100
 
 
 @dataclass(frozen=True)
 class AdversarialConfig:
     """Everything that decides what adversarial training makes of a super-resolver, its seed apart."""
 
-    fit: DuelFit = field(default_factory=default_fit)
+    fit: AdversarialFit = field(default_factory=AdversarialFit)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     pairs: PairConfig = field(default_factory=lambda: PairConfig(crop=96, clip_share=0.0))
