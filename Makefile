@@ -36,8 +36,8 @@ faults: .venv/dev.stamp  ## seams of tiles; then hang-ups, overload, kills, swap
 	$(BIN)/python -m tests.benchmarks.tiling
 	$(BIN)/python -m tests.benchmarks.faults $(or $(FAULTS),all)
 
-train: .venv/dev.stamp  ## e.g. make train CONFIG=superresolve-x2 DATA=../images TRAIN="--threads 2"
-	$(BIN)/medrestore train $(firstword $(subst -, ,$(CONFIG))) --config $(CONFIG) --data $(DATA) --out $(OUT) $(TRAIN)
+train: .venv/dev.stamp  ## e.g. make train CONFIG=denoise DATA=../images TRAIN="--threads 2"
+	$(BIN)/medrestore train denoise --config $(CONFIG) --data $(DATA) --out $(OUT) $(TRAIN)
 
 .venv/serve.stamp: pyproject.toml constraints.txt
 	$(INSTALL) ".[cpu]"

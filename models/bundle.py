@@ -30,7 +30,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 from contextlib import suppress
@@ -85,7 +84,7 @@ class Manifest:
     exact_tiling: bool | None = None  # tiles of any listed shape add up to the whole; None: not known, taken for no
     seam: float = 0.0  # largest difference of tiled from whole that was measured, unit scale
     adversarial: bool = False  # trained against a critic: fine texture may be invented; never served unasked
-    consistency: float | None = None  # dB that a healthy result, reduced again, reaches against its input
+    consistency: float | None = None  # dB that healthy results, reduced again, reach (`app.consistency`)
     bytes_per_pixel: dict[str, float] = field(default_factory=dict)  # graph -> memory of a run beyond the weights
     scores: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)  # data list, config, seed, commit, duration
@@ -109,8 +108,8 @@ class Manifest:
             raise BundleInvalid(f"tiles {self.tiles} must be positive multiples of {self.multiple}")
         if self.adversarial and not self.name.endswith(ADVERSARIAL):
             raise BundleInvalid(f"adversarial bundle {self.name!r}: its name must end in {ADVERSARIAL}")
-        if self.consistency is not None and (self.scale == 1 or not math.isfinite(self.consistency)):
-            raise BundleInvalid(f"consistency {self.consistency} must be a number of dB, of a superresolve bundle")
+        if self.consistency is not None and (self.scale == 1 or not 0 <= self.consistency <= 120):
+            raise BundleInvalid(f"consistency {self.consistency} must be 0 to 120 dB, of a superresolve bundle")
         if self.exact_tiling is False and len(self.tiles) != 1:
             raise BundleInvalid("tiles that do not add up to the whole are part of the model: name one shape")
         for name in [*self.files, *(f for formats in self.graphs.values() for f in formats.values())]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from training.data.noise import NoisePopulation
 from training.duel import DuelFit
 
+TERMS = ("adversarial", "spectrum", "shape", "level", "colour", "local_mean", "consistency")  # of the generator's loss
 KINDS = ("bicubic", "blind", "pdm", "mix")
 
 
@@ -73,31 +74,42 @@ class PdmConfig:
 
     kernel: int = 0  # rows of the kernel in high-resolution pixels, even where the scale is; 0: 16 at x2, 28 at x4
     crop: int = 48  # side of a low-resolution crop, 32 at least
+    critic_features: int = 24
     adversarial: float = 0.1
     spectrum: float = 1.0  # mean power spectra of both sets
+    shape: float = 0.5  # what of a kernel is no Gaussian
     level: float = 0.2  # power of the noise against that of the low-resolution images' quiet patches
-    colour: float = 0.03  # its spectrum against theirs
+    colour: float = 0.3  # its spectrum against theirs
     local_mean: float = 0.1  # what the noise adds to brightness, beyond what noise of that colour must
     consistency: float = 1.0  # reduced image against the plainly reduced one, both low-passed
     fit: DuelFit = field(
         default_factory=lambda: DuelFit(
-            steps=1500,
+            steps=600,
             batch=8,
             learning_rate=2e-3,
             critic_learning_rate=1e-3,
             final_learning_rate=2e-5,
             betas=(0.5, 0.99),
-            hold=500,
+            hold=250,
             ema=0.99,
             gradient_norm=5.0,
+            critic_every=2,
             precision="32-true",
         )
     )
     checkpoint_every: int = 250
 
     def __post_init__(self) -> None:
-        weights = (self.adversarial, self.spectrum, self.level, self.colour, self.local_mean, self.consistency)
-        if min(weights) < 0:
+        terms = (
+            self.adversarial,
+            self.spectrum,
+            self.shape,
+            self.level,
+            self.colour,
+            self.local_mean,
+            self.consistency,
+        )
+        if min(terms) < 0:
             raise ValueError("learned: weights must not be negative")
         if self.crop < 32:
             raise ValueError(f"learned.crop: {self.crop} is less than 32, on which spectra are measured")
@@ -132,7 +144,7 @@ def preset(kind: str) -> DegradationConfig:
         raise ValueError(f"degradation {kind!r}: there are {', '.join(KINDS)}")
     if kind == "mix":
         return DegradationConfig(bicubic=0.2, blind=0.3, pdm=0.5)
-    return DegradationConfig(**{name: float(name == kind) for name in ("bicubic", "blind", "pdm")})
+    return DegradationConfig(float(kind == "bicubic"), float(kind == "blind"), float(kind == "pdm"))
 
 
 def check_shares(where: str, *shares: float) -> None:

@@ -18,7 +18,7 @@ class PatchCritic(nn.Module):
     in the pictures nor how bright that is.
     """
 
-    def __init__(self, level: float, features: int = 32) -> None:
+    def __init__(self, level: float, features: int) -> None:
         """`level`: root mean square of what is left of real images less their local mean."""
         super().__init__()
         self.level = level

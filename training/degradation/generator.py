@@ -22,7 +22,13 @@ START_WIDTH = 0.4  # of the first kernel, in low-resolution pixels
 
 
 class KernelNet(nn.Module):
-    """A point-symmetric, positive blur kernel of sum 1 from a latent: p(k)."""
+    """A point-symmetric, positive blur kernel of sum 1 from a latent: p(k).
+
+    The softmax of a Gaussian's logarithm, of any widths and direction, plus a free deviation. A few images tell how
+    wide a blur is long before they tell its shape; training charges for the deviation, so it is there if needed.
+    """
+
+    place: Tensor  # (2, K^2): rows and columns from the middle
 
     def __init__(self, side: int, scale: int, features: int = 64, blocks: int = 3) -> None:
         super().__init__()
@@ -32,20 +38,28 @@ class KernelNet(nn.Module):
             nn.Sequential(nn.ReLU(), nn.Linear(features, features), nn.ReLU(), nn.Linear(features, features))
             for _ in range(blocks)
         )
-        self.tail = nn.Linear(features, side**2)
-        nn.init.zeros_(self.tail.weight)
-        place = torch.arange(side) - (side - 1) / 2
-        squares = (place[:, None] ** 2 + place[None, :] ** 2) / (2 * (START_WIDTH * scale) ** 2)
+        self.gauss, self.free = nn.Linear(features, 3), nn.Linear(features, side**2)
+        for last in (self.gauss, self.free):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
         with torch.no_grad():
-            self.tail.bias.copy_(-squares.flatten().clamp(max=12.0))
+            self.gauss.bias[:2] = -math.log(START_WIDTH * scale)
+        place = torch.arange(side) - (side - 1) / 2
+        self.register_buffer("place", torch.cartesian_prod(place, place).T, persistent=False)
 
-    def forward(self, latent: Tensor) -> Tensor:
-        """latent (B, 3), standard normal -> kernels (B, K, K), sum 1, centroid in the middle."""
+    def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """latent (B, 3), standard normal -> kernels (B, K, K), sum 1, centroid in the middle; their deviation ()."""
         x = self.head(latent)
         for block in self.blocks:
             x = x + block(x)
-        logits = self.tail(F.relu(x))
-        return torch.softmax(logits + logits.flip(1), 1).reshape(-1, self.side, self.side)  # flip: turned by half
+        x = F.relu(x)
+        down, across, skew = self.gauss(x)[:, :, None].unbind(1)
+        rows, columns = self.place.unbind(0)
+        squares = (torch.exp(down) * rows + skew * columns) ** 2 + (torch.exp(across) * columns) ** 2
+        free = self.free(x)
+        free = (free + free.flip(1)) / 2  # turned by half, the same
+        kernels = torch.softmax(free - squares / 2, 1).reshape(-1, self.side, self.side)
+        return kernels, free.square().mean()
 
 
 class NoiseNet(nn.Module):
@@ -66,18 +80,19 @@ class NoiseNet(nn.Module):
             for _ in range(blocks)
         )
         self.tail = nn.Conv2d(features, 1, 1)
-        for last in (self.last_gain, self.tail):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-        nn.init.zeros_(self.colour.weight)
         with torch.no_grad():
+            for last in (self.last_gain, self.tail, self.colour):
+                for weight in last.parameters():
+                    weight.zero_()
             self.colour.weight[0, 0, COLOUR // 2, COLOUR // 2] = 1.0
         self.start(0.02)
 
     def start(self, level: float) -> None:
         """Makes the noise white, of one standard deviation for all signals; for an untrained network."""
         with torch.no_grad():
-            self.last_gain.bias.fill_(math.log(level))
+            bias = self.last_gain.bias
+            assert bias is not None
+            bias.fill_(math.log(level))
 
     def forward(self, low: Tensor, latent: Tensor, level: Tensor) -> Tensor:
         """low (B, 1, H, W), latent (B, 2, H, W) and level (B, 1), both standard normal -> noise (B, 1, H, W).
@@ -88,7 +103,7 @@ class NoiseNet(nn.Module):
         told = torch.cat([signal, level[:, :, None, None].expand_as(signal)], 1)
         gain = self.last_gain(F.relu(self.first_gain(told)))
         detail = (self.detail(low, latent) - self.detail(low, -latent)) / 2
-        return torch.exp(gain.clamp(-12, 2)) * (self.colour(latent) + detail)
+        return cast(Tensor, torch.exp(gain.clamp(-12, 2)) * (self.colour(latent) + detail))
 
     def detail(self, low: Tensor, latent: Tensor) -> Tensor:
         x = self.head(torch.cat([low, latent], 1))
@@ -104,6 +119,7 @@ class Fake(NamedTuple):
     reduced: Tensor  # (B, 1, H, W), blurred and reduced, without noise
     noise: Tensor  # (B, 1, H, W)
     kernels: Tensor  # (B, K, K)
+    deviation: Tensor  # (): mean square of the logarithms of kernels over Gaussians
     contrast: Tensor  # (): log power of the low-resolution set's structures over the high-resolution set's
 
 
@@ -130,10 +146,10 @@ class DegradationGenerator(nn.Module):
 
     def forward(self, high: Tensor, latents: Latents) -> Fake:
         """high (B, 1, sH, sW), unit scale; the noise is told the reduced image, and does not teach the kernel."""
-        kernels = self.kernel(latents.kernel)
+        kernels, deviation = self.kernel(latents.kernel)
         reduced = apply_kernels(high, kernels, self.scale)
         noise = self.noise(reduced.detach(), latents.noise, latents.level)
-        return Fake(reduced + noise, reduced, noise, kernels, self.contrast)
+        return Fake(reduced + noise, reduced, noise, kernels, deviation, self.contrast)
 
 
 def apply_kernels(high: Tensor, kernels: Tensor, scale: int) -> Tensor:

@@ -59,7 +59,7 @@ class MeasuredNoise:
     @property
     def levels(self) -> Array:
         """Standard deviation of each image at the set's median signal, (images,)."""
-        return np.sqrt(self.laws @ np.array([self.signal, 1.0]))
+        return np.asarray(np.sqrt(self.laws @ np.array([self.signal, 1.0])))
 
     @property
     def kernel(self) -> Kernel:

@@ -34,6 +34,9 @@ class Spectra:
     def scale(self) -> int:
         return self.high.shape[0] // SIDE
 
+    def to(self, device: torch.device) -> Spectra:
+        return Spectra(self.high.to(device), self.low.to(device))
+
     @property
     def used(self) -> Tensor:
         """Frequencies that are compared, boolean (32, 32)."""
@@ -44,7 +47,8 @@ class Spectra:
         """The high-resolution set's power after kernels (B, K, K) and reduction, their mean: (32, 32)."""
         transfer = torch.fft.fft2(kernels.float(), s=self.high.shape).abs().square().mean(0)
         scale = self.scale
-        return (transfer * self.high).reshape(scale, SIDE, scale, SIDE).sum((0, 2)) / scale**2
+        folded: Tensor = (transfer * self.high).reshape(scale, SIDE, scale, SIDE).sum((0, 2))
+        return folded / scale**2
 
 
 def measure_spectra(high: Iterable[Plane], low: Iterable[Plane], scale: int) -> Spectra:
@@ -88,4 +92,5 @@ def noise_power_of(noise: Tensor) -> Tensor:
     """Mean power (32, 32) of noise (B, 1, H, W), H and W at least 32, by half overlapping patches; differentiable."""
     weight = torch.from_numpy(window(SIDE)).to(noise)
     patches = noise[:, 0].unfold(1, SIDE, SIDE // 2).unfold(2, SIDE, SIDE // 2).reshape(-1, SIDE, SIDE)
-    return torch.fft.fft2(patches * weight).abs().square().mean(0) / SIDE**2
+    power: Tensor = torch.fft.fft2(patches * weight).abs().square().mean(0)
+    return power / SIDE**2

@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from training.degradation import recovery
 from training.evaluation import ablation, coloured, denoise, estimate, level, network, pair, real, superresolve
 from training.evaluation.case import degrade, degrade_all, white
 from training.evaluation.image import SETS, HeldBack, read_group
@@ -116,6 +119,12 @@ def real_tables(options: argparse.Namespace) -> Tables:
     }
 
 
+def degradation_tables(options: argparse.Namespace) -> Tables:
+    torch.set_num_threads(options.threads or 1)
+    chosen = options.cases, options.seeds, options.photographs, options.steps
+    return {"degradation": recovery.recovery_table(options.data, options.out, *chosen)}
+
+
 COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], Tables]]] = {
     "denoise": ("white noise beside BM3D and non-local means", denoise_tables),
     "superresolve": ("super-resolution beside bicubic interpolation", superresolve.tables),
@@ -124,6 +133,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], Tables]]] = {
     "levels": ("one model over many levels beside specialists", level_tables),
     "estimate": ("noise-level estimates and what they cost", estimate_tables),
     "real": ("really noisy images, nearly clean ones, real pairs", real_tables),
+    "degradation": ("does a learned degradation find a known one", degradation_tables),
     "networks": ("every network of a task after an equal training budget", network.tables),
 }
 
@@ -144,6 +154,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parsers["ablation"].add_argument("--ceiling", default=ablation.CEILING, help="the model that knew the noise")
     parsers["real"].add_argument("--panels", type=Path, help="folder for before, after and removed as PNG")
     network.add_options(parsers["networks"])
+    add_recovery(parsers["degradation"])
     return parser.parse_args(argv)
 
 
@@ -177,6 +188,15 @@ def add_levels(parsers: Mapping[str, argparse.ArgumentParser]) -> None:
         parsers[name].add_argument(
             "--specialist", action="append", default=[], metavar=f"{noise}=PLACE", help="trained on that noise alone"
         )
+
+
+def add_recovery(command: argparse.ArgumentParser) -> None:
+    """Options of the table of learned degradations."""
+    command.add_argument("--out", type=Path, required=True, help="folder of the runs; a second call goes on there")
+    command.add_argument("--cases", nargs="+", default=["x2"], help=f"of {', '.join(recovery.CASES)}")
+    command.add_argument("--seeds", type=int, nargs="+", default=[0])
+    command.add_argument("--photographs", type=int, default=100, help="as they are, and as many others degraded")
+    command.add_argument("--steps", type=int, default=0, help="of the training; default: the configuration's")
 
 
 def main(argv: list[str]) -> int:

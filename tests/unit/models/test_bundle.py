@@ -161,7 +161,7 @@ def test_damaged_manifest_is_a_bundle_error(text: str) -> None:
         ),
         ({"adversarial": True}, "must end in -adversarial"),
         ({"consistency": 40.0}, "of a superresolve bundle"),
-        (SUPERRESOLVE | {"consistency": float("nan")}, "a number of dB"),
+        (SUPERRESOLVE | {"consistency": float("nan")}, "must be 0 to 120 dB"),
     ],
 )
 def test_contradictions_are_refused(change: dict[str, object], message: str) -> None:

@@ -109,7 +109,7 @@ def test_log_tells_terms_gradients_scores_and_accuracy(tmp_path: Path) -> None:
     fit(tmp_path)
     found = logged(tmp_path)
     assert set(found) == {f"{kind}_{name}" for name in TERMS for kind in ("loss", "gradient")} | {
-        "critic_loss", "generator_loss", "psnr", "ssim", "bicubic", "real_accuracy", "fake_accuracy",
+        "critic_loss", "generator_loss", "psnr", "ssim_held_back", "bicubic", "real_accuracy", "fake_accuracy",
     }  # fmt: skip
     assert len(found["psnr"]) == 2
     assert all(0 <= share <= 1 for share in found["real_accuracy"] + found["fake_accuracy"])
