@@ -15,41 +15,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from training.course import Course
 from training.data.noise import NoisePopulation
-from training.data.pair import Degradation, PairConfig
+from training.data.pair import PairConfig
 from training.data.source import SourceConfig
+from training.degradation.config import DegradationConfig
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Fit:
+class Fit(Course):
     """How one graph is trained."""
 
     network: str  # a name in models.networks.registry
     options: dict[str, Any] = field(default_factory=dict)  # of the network's constructor
-    steps: int = 1000
-    batch: int = 16  # over all processes together
     optimizer: str = "muon"  # or "adamw"
-    learning_rate: float = 2e-3
-    final_learning_rate: float = 1e-6
-    warmup: int = 200  # steps of linear rise
-    hold: int = 0  # steps at the full rate before the cosine: a held run can be ended, or prolonged, anywhere
     weight_decay: float = 0.0
-    gradient_norm: float = 1.0  # gradients are scaled down to this norm
-    ema: float = 0.999  # decay of the averaged weights, which are what is exported
-    precision: str = "bf16-mixed"  # or "32-true"
     pairs: PairConfig = field(default_factory=PairConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.optimizer not in ("muon", "adamw"):
             raise ValueError(f"optimizer: {self.optimizer!r} is neither muon nor adamw")
-        if self.precision not in ("bf16-mixed", "32-true"):
-            raise ValueError(f"precision: {self.precision!r} is neither bf16-mixed nor 32-true")
-        if self.steps < 1 or self.batch < 1 or not 0 <= self.ema < 1:
-            raise ValueError("fit: steps >= 1, batch >= 1 and 0 <= ema < 1 are needed")
-        if self.hold < 0:
-            raise ValueError(f"hold: {self.hold} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -67,7 +55,7 @@ class TrainConfig:
     sources: tuple[SourceConfig, ...] = ()
     validation: tuple[SourceConfig, ...] = ()
     noise: NoisePopulation = field(default_factory=NoisePopulation)
-    degradation: Degradation = field(default_factory=Degradation)
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
     tiles: tuple[int, ...] = (256, 512, 1024)  # sides of the square tiles the export declares
     checkpoint_every: int = 500
     validate_every: int = 2000

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import copy
 import csv
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric import Fabric
@@ -21,8 +20,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.config import Fit
+from training.course import Course, learning_rate
 from training.optimizer import build_optimizer
+
+if TYPE_CHECKING:  # a configuration may name a fit of two players, which stands on this module
+    from training.config import Fit
 
 Batch = dict[str, Tensor]
 
@@ -38,7 +40,7 @@ class Objective:
 class Numbered(Sampler[int]):
     """This process's share of the samples, in order, from `first_step` on."""
 
-    def __init__(self, fit: Fit, first_step: int, rank: int, processes: int) -> None:
+    def __init__(self, fit: Course, first_step: int, rank: int, processes: int) -> None:
         self.fit, self.first_step, self.rank, self.processes = fit, first_step, rank, processes
 
     def __iter__(self) -> Iterator[int]:
@@ -46,16 +48,6 @@ class Numbered(Sampler[int]):
 
     def __len__(self) -> int:
         return (self.fit.steps - self.first_step) * self.fit.batch // self.processes
-
-
-def learning_rate(fit: Fit, step: int) -> float:
-    """Linear warm-up, the full rate for `hold` steps, then half a cosine down to `final_learning_rate`."""
-    if step < fit.warmup:
-        return fit.learning_rate * (step + 1) / fit.warmup
-    first = fit.warmup + fit.hold
-    progress = max(0, step - first) / max(1, fit.steps - first)
-    swing = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return fit.final_learning_rate + (fit.learning_rate - fit.final_learning_rate) * swing
 
 
 def update_average(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
@@ -125,14 +117,15 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
 
-    def loader(self, dataset: Dataset[Batch], workers: int) -> Any:
-        """This process's batches from the current step on."""
-        processes = self.fabric.world_size
-        if self.fit.batch % processes:
-            raise ValueError(f"batch: {self.fit.batch} samples cannot be shared by {processes} processes")
-        sampler = Numbered(self.fit, self.step, self.fabric.global_rank, processes)
-        loader = DataLoader(dataset, batch_size=self.fit.batch // processes, sampler=sampler, num_workers=workers)
-        return self.fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+
+def load_batches(dataset: Dataset[Batch], fit: Course, first_step: int, fabric: Fabric, workers: int) -> Any:
+    """This process's batches from `first_step` on, on its device."""
+    processes = fabric.world_size
+    if fit.batch % processes:
+        raise ValueError(f"batch: {fit.batch} samples cannot be shared by {processes} processes")
+    sampler = Numbered(fit, first_step, fabric.global_rank, processes)
+    loader = DataLoader(dataset, batch_size=fit.batch // processes, sampler=sampler, num_workers=workers)
+    return fabric.setup_dataloaders(loader, use_distributed_sampler=False)
 
 
 def prepare(network: nn.Module, fit: Fit, fabric: Fabric, saved: dict[str, Any] | None) -> Run:
@@ -171,7 +164,7 @@ def fit_network(
     log = Log(folder / "log.csv", run.step) if first else None
     started = time.monotonic() - run.seconds
     with tqdm(total=fit.steps, initial=run.step, desc=folder.name, disable=not first, mininterval=2) as bar:
-        for batch in run.loader(dataset, workers):
+        for batch in load_batches(dataset, fit, run.step, fabric, workers):
             loss = train_step(run, objective, batch)
             run.seconds = time.monotonic() - started
             bar.update()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from models.networks.denoiser import LEVEL, noise_map
 from training.data.crop import middle
 from training.data.noise import NoiseLaw, Plane, add_noise
-from training.data.pair import reduce
+from training.degradation.bicubic import reduce
 from training.loop import Batch, Objective
 from training.loss import charbonnier, log_level_error, noise_weighted_l1
 from training.metric import psnr, ssim

@@ -27,6 +27,7 @@ from training.data.crop import CropMixture
 from training.data.noise import Plane
 from training.data.pair import NoisyPairs, Pairs, ReducedPairs
 from training.data.source import Source, data_list
+from training.degradation.degradation import build_degradation
 from training.loop import Objective, fit_network
 from training.machine import Machine
 from training.objective import denoising, noise_estimation, superresolution
@@ -48,7 +49,8 @@ def build_pairs(config: TrainConfig, graph: str, fit: Fit, crops: CropMixture) -
     """The dataset of one graph; each graph draws from its own seed."""
     seed = config.seed * 2 + (graph == "estimate")
     if config.task == "superresolve":
-        return ReducedPairs(crops, fit.pairs, seed, fit.batch, fit.steps, config.scale, config.degradation)
+        degradation = build_degradation(config.degradation, config.scale, None, None)
+        return ReducedPairs(crops, fit.pairs, seed, fit.batch, fit.steps, config.scale, degradation)
     misjudged = 0.0 if graph == "estimate" else 0.1
     return NoisyPairs(crops, fit.pairs, seed, fit.batch, fit.steps, config.noise, misjudged)
 

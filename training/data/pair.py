@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from models.networks.denoiser import LEVEL
 from training.data.crop import CropMixture, vary_intensity
 from training.data.noise import Plane, Population, add_noise, clip_and_quantise
+from training.degradation.degradation import Degradation
 from training.seeds import sample_generator
 
 
@@ -85,15 +85,6 @@ def misjudge(parameters: Plane, rng: np.random.Generator) -> Plane:
     return told
 
 
-@dataclass(frozen=True)
-class Degradation:
-    """How a high-resolution crop is made small: shares of bicubic (else area) and of a little noise."""
-
-    bicubic_share: float = 0.7
-    noise_share: float = 0.3
-    highest_noise: float = 2.0 / 255
-
-
 @dataclass(eq=False)
 class ReducedPairs(Pairs):
     """Low- and high-resolution crops, aligned by pixel area."""
@@ -102,18 +93,5 @@ class ReducedPairs(Pairs):
     degradation: Degradation
 
     def degrade(self, clean: Plane, rng: np.random.Generator) -> dict[str, Tensor]:
-        high = torch.from_numpy(clean)[None]
-        kind = "bicubic" if rng.random() < self.degradation.bicubic_share else "area"
-        low = reduce(high, self.scale, kind)
-        if rng.random() < self.degradation.noise_share:
-            sigma = rng.uniform(0.0, self.degradation.highest_noise)
-            low = low + torch.from_numpy(rng.standard_normal(tuple(low.shape), dtype=np.float32) * np.float32(sigma))
-        return {"image": low, "clean": high}
-
-
-def reduce(image: Tensor, scale: int, kind: str = "bicubic") -> Tensor:
-    """image (C, H, W) made `scale` times smaller: anti-aliased bicubic (a = -0.5, as MATLAB's) or area mean."""
-    if kind == "area":
-        return F.avg_pool2d(image[None], scale)[0]
-    size = (image.shape[-2] // scale, image.shape[-1] // scale)
-    return F.interpolate(image[None], size=size, mode="bicubic", align_corners=False, antialias=True)[0]
+        low = self.degradation.degrade(clean, rng)
+        return {"image": torch.from_numpy(low)[None], "clean": torch.from_numpy(clean)[None]}

@@ -35,7 +35,7 @@ from training.evaluation.image import HeldBack
 from training.evaluation.score import score
 from training.evaluation.table import Row, Table, mean
 from training.export import Graph, export_onnx, export_torchscript, fold, graph_of, parity
-from training.loop import fit_network, prepare, train_step
+from training.loop import fit_network, load_batches, prepare, train_step
 from training.networks import Entry as Sized
 from training.networks import measure
 from training.objective import denoising
@@ -153,7 +153,7 @@ class Bench:
         config = config_of(entry, self.base)
         network = start(config)
         run, objective, seconds = prepare(network, config.restore, fabric_of(config), None), objective_of(network), []
-        batches = iter(run.loader(self.pairs(config), 0))
+        batches = iter(load_batches(self.pairs(config), config.restore, 0, run.fabric, 0))
         for _ in range(WARM_UP + TIMED):
             started = time.process_time()
             train_step(run, objective, next(batches))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from training.data.noise import Plane
-from training.data.pair import reduce
+from training.degradation.bicubic import reduce
 from training.evaluation.image import HeldBack
 from training.evaluation.score import score
 from training.evaluation.table import Table

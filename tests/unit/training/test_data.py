@@ -15,8 +15,11 @@ from PIL import Image
 from models.networks.denoiser import PARAMETERS
 from training.data.crop import CropMixture, random_crop, vary_intensity
 from training.data.noise import NoisePopulation
-from training.data.pair import Degradation, NoisyPairs, PairConfig, ReducedPairs, reduce
+from training.data.pair import NoisyPairs, PairConfig, ReducedPairs
 from training.data.source import Source, SourceConfig, area_reduce, data_list
+from training.degradation.bicubic import reduce
+from training.degradation.config import DegradationConfig
+from training.degradation.degradation import build_degradation
 
 RNG = np.random.default_rng
 
@@ -133,7 +136,7 @@ def test_reduction_keeps_means_and_alignment(scale: int, kind: str) -> None:
 
 def test_reduced_pairs_fit_each_other(data: Path) -> None:
     crops = CropMixture([Source(SourceConfig("s", "gray"), data)])
-    pairs = ReducedPairs(crops, PairConfig(crop=32), 0, 2, 4, 4, Degradation(noise_share=0.0))
+    pairs = ReducedPairs(crops, PairConfig(crop=32), 0, 2, 4, 4, build_degradation(DegradationConfig(), 4, None, None))
     sample = pairs[5]
     assert sample["image"].shape == (1, 8, 8)
     assert sample["clean"].shape == (1, 32, 32)

@@ -1,0 +1,137 @@
+"""The degradation that is learned: y = (x * k(z)) reduced + n(y, z), one kernel and one noise field per image.
+
+After Luo et al., "Learning the Degradation Distribution for Blind Image Super-Resolution" (2022), with three
+differences that are properties of the networks and not hopes of the training: no statistic of the batch is used (a
+batch of one is like any other), a kernel is the same turned by half (it shifts nothing), and noise has mean zero
+(whatever the latent makes, its negative unmakes).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+KERNEL_LATENTS = 3
+NOISE_LATENTS = 2  # fields of the image's size
+COLOUR = 11  # rows of the filter that colours noise
+START_WIDTH = 0.4  # of the first kernel, in low-resolution pixels
+
+
+class KernelNet(nn.Module):
+    """A point-symmetric, positive blur kernel of sum 1 from a latent: p(k)."""
+
+    def __init__(self, side: int, scale: int, features: int = 64, blocks: int = 3) -> None:
+        super().__init__()
+        self.side = side
+        self.head = nn.Linear(KERNEL_LATENTS, features)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.ReLU(), nn.Linear(features, features), nn.ReLU(), nn.Linear(features, features))
+            for _ in range(blocks)
+        )
+        self.tail = nn.Linear(features, side**2)
+        nn.init.zeros_(self.tail.weight)
+        place = torch.arange(side) - (side - 1) / 2
+        squares = (place[:, None] ** 2 + place[None, :] ** 2) / (2 * (START_WIDTH * scale) ** 2)
+        with torch.no_grad():
+            self.tail.bias.copy_(-squares.flatten().clamp(max=12.0))
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """latent (B, 3), standard normal -> kernels (B, K, K), sum 1, centroid in the middle."""
+        x = self.head(latent)
+        for block in self.blocks:
+            x = x + block(x)
+        logits = self.tail(F.relu(x))
+        return torch.softmax(logits + logits.flip(1), 1).reshape(-1, self.side, self.side)  # flip: turned by half
+
+
+class NoiseNet(nn.Module):
+    """Noise given the low-resolution image: p(n | y). A gain for level and signal, times a colour, times detail."""
+
+    def __init__(self, features: int = 16, blocks: int = 2) -> None:
+        super().__init__()
+        self.gain = nn.Sequential(nn.Conv2d(2, features, 1), nn.ReLU(), nn.Conv2d(features, 1, 1))
+        self.colour = nn.Conv2d(NOISE_LATENTS, 1, COLOUR, padding=COLOUR // 2, padding_mode="circular", bias=False)
+        self.head = nn.Conv2d(1 + NOISE_LATENTS, features, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.ReLU(),
+                nn.Conv2d(features, features, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(features, features, 3, padding=1),
+            )
+            for _ in range(blocks)
+        )
+        self.tail = nn.Conv2d(features, 1, 1)
+        for last in (self.gain[2], self.tail):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        nn.init.zeros_(self.colour.weight)
+        with torch.no_grad():
+            self.colour.weight[0, 0, COLOUR // 2, COLOUR // 2] = 1.0
+            self.gain[2].bias.fill_(-4.0)  # a level of e^-4, about 5 / 255
+
+    def forward(self, low: Tensor, latent: Tensor, level: Tensor) -> Tensor:
+        """low (B, 1, H, W), latent (B, 2, H, W) and level (B, 1), both standard normal -> noise (B, 1, H, W).
+
+        Its mean over the latent is 0 at every pixel, whatever the weights.
+        """
+        signal = F.avg_pool2d(low, 3, 1, 1, count_include_pad=False)
+        gain = self.gain(torch.cat([signal, level[:, :, None, None].expand_as(signal)], 1))
+        detail = (self.detail(low, latent) - self.detail(low, -latent)) / 2
+        return torch.exp(gain.clamp(-12, 2)) * (self.colour(latent) + detail)
+
+    def detail(self, low: Tensor, latent: Tensor) -> Tensor:
+        x = self.head(torch.cat([low, latent], 1))
+        for block in self.blocks:
+            x = x + block(x)
+        return self.tail(F.relu(x))
+
+
+class Fake(NamedTuple):
+    """What the generator makes of a batch of high-resolution images."""
+
+    low: Tensor  # (B, 1, H, W): reduced + noise
+    reduced: Tensor  # (B, 1, H, W), blurred and reduced, without noise
+    noise: Tensor  # (B, 1, H, W)
+    kernels: Tensor  # (B, K, K)
+
+
+class Latents(NamedTuple):
+    """What a batch of draws depends on; all standard normal."""
+
+    kernel: Tensor  # (B, 3)
+    noise: Tensor  # (B, 2, H, W)
+    level: Tensor  # (B, 1): how noisy an image is among its like
+
+
+class DegradationGenerator(nn.Module):
+    """Kernel and noise networks together."""
+
+    def __init__(self, scale: int, side: int) -> None:
+        """`side`: rows of the kernel, even where the scale is, so that its middle is a low-resolution pixel's."""
+        super().__init__()
+        if side % 2 != scale % 2 or side < scale:
+            raise ValueError(f"a kernel of {side} rows cannot be centred on the pixels of a reduction by {scale}")
+        self.scale, self.side = scale, side
+        self.kernel = KernelNet(side, scale)
+        self.noise = NoiseNet()
+
+    def forward(self, high: Tensor, latents: Latents) -> Fake:
+        """high (B, 1, sH, sW), unit scale; the noise is told the reduced image, and does not teach the kernel."""
+        kernels = self.kernel(latents.kernel)
+        reduced = apply_kernels(high, kernels, self.scale)
+        noise = self.noise(reduced.detach(), latents.noise, latents.level)
+        return Fake(reduced + noise, reduced, noise, kernels)
+
+
+def apply_kernels(high: Tensor, kernels: Tensor, scale: int) -> Tensor:
+    """high (B, 1, sH, sW) filtered with its image's kernel (B, K, K) at every low-resolution pixel: (B, 1, H, W).
+
+    The kernel's middle lies on the middle of the scale x scale pixels that become one; edges are replicated.
+    """
+    margin = (kernels.shape[-1] - scale) // 2
+    padded = F.pad(high, (margin,) * 4, mode="replicate").transpose(0, 1)  # (1, B, ...): a group for every image
+    return F.conv2d(padded, kernels[:, None], stride=scale, groups=len(kernels)).transpose(0, 1)
