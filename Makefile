@@ -27,9 +27,10 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/bench.stamp  ## codecs; each backend and precision beside DnCNN; the server beside its bare loop and LitServe
+bench: .venv/bench.stamp  ## codecs; each backend and precision beside DnCNN; super-resolution beside bicubic; the server beside its bare loop and LitServe
 	$(BIN)/python -m tests.benchmarks.codec
 	$(BIN)/python -m tests.benchmarks.speed $(BENCH)
+	$(BIN)/python -m tests.benchmarks.superresolve $(or $(SUPERRESOLVE),--scales 2 --rounds 1 --memory 1024)
 	$(BIN)/python -m tests.benchmarks.serving $(SERVING)
 
 faults: .venv/dev.stamp  ## seams of tiles; then hang-ups, overload, kills, swaps, drain, soak, determinism, large images

@@ -249,6 +249,7 @@ async def _superresolve(
     with watch("finish"):
         scale = bundle.manifest.scale
         restored, clipped = await offload(answer["restored"].size, from_unit, answer["restored"][None], frame, scale)
+        del answer
     with watch("verify"):
         found = await offload(restored.pixels.size, agreement, frame, restored, scale)
     return restored, Record(clipped, agreement=found)

@@ -23,6 +23,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 from PIL import Image
 from pydicom.dataset import Dataset
+from scipy.ndimage import uniform_filter
 
 from app.settings import SHIPPED_BUNDLES
 from models.imaging.dicom import decode_dicom
@@ -234,13 +235,14 @@ def picture_of(source: bytes, derived: bytes, scale: int) -> Array:
 
 
 def _busiest(plane: Array) -> tuple[int, int]:
-    """Where the part of the most contrast begins."""
+    """Where the part with the most structure begins: slopes in most places, not one edge, a text or noise."""
+    slopes = np.hypot(*np.gradient(uniform_filter(plane, 3)))
     places = [
         (row, column)
         for row in range(0, max(1, plane.shape[0] - PART + 1), PART // 4)
         for column in range(0, max(1, plane.shape[1] - PART + 1), PART // 4)
     ]
-    return max(places, key=lambda p: float(plane[p[0] : p[0] + PART, p[1] : p[1] + PART].std()))
+    return max(places, key=lambda p: float(np.median(slopes[p[0] : p[0] + PART, p[1] : p[1] + PART])))
 
 
 def superresolved(url: str, data: bytes, scale: int, model: str | None = None) -> tuple[bytes, dict[str, str]]:
