@@ -27,17 +27,18 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/bench.stamp  ## codecs; each backend and precision beside DnCNN; the server beside its bare loop and LitServe
+bench: .venv/bench.stamp  ## codecs; each backend and precision beside DnCNN; super-resolution beside bicubic; the server beside its bare loop and LitServe
 	$(BIN)/python -m tests.benchmarks.codec
 	$(BIN)/python -m tests.benchmarks.speed $(BENCH)
+	$(BIN)/python -m tests.benchmarks.superresolve $(or $(SUPERRESOLVE),--scales 2 --rounds 1 --memory 1024)
 	$(BIN)/python -m tests.benchmarks.serving $(SERVING)
 
 faults: .venv/dev.stamp  ## seams of tiles; then hang-ups, overload, kills, swaps, drain, soak, determinism, large images
 	$(BIN)/python -m tests.benchmarks.tiling
 	$(BIN)/python -m tests.benchmarks.faults $(or $(FAULTS),all)
 
-train: .venv/dev.stamp  ## e.g. make train CONFIG=superresolve-x2 DATA=../images TRAIN="--threads 2"
-	$(BIN)/medrestore train $(firstword $(subst -, ,$(CONFIG))) --config $(CONFIG) --data $(DATA) --out $(OUT) $(TRAIN)
+train: .venv/dev.stamp  ## e.g. make train CONFIG=denoise DATA=../images TRAIN="--threads 2"
+	$(BIN)/medrestore train denoise --config $(CONFIG) --data $(DATA) --out $(OUT) $(TRAIN)
 
 .venv/serve.stamp: pyproject.toml constraints.txt
 	$(INSTALL) ".[cpu]"

@@ -35,6 +35,7 @@ TRAINING = {
     "ablate": "train small denoisers that differ only in what taught them",
     "networks": "list all networks with their sizes beside the published ones",
 }
+ADVERSARIAL_WARNING = "adversarially trained: may show texture that was not in the source, not for measurement"
 # Modules of `training` that are not called as their command is.
 MODULES = {"ablate": "ablation", "evaluate": "evaluation.command", "pipeline": "pipeline.command"}
 
@@ -103,9 +104,13 @@ def build_parser() -> argparse.ArgumentParser:
     denoise = commands.add_parser("denoise", help="denoise a file or a folder")
     denoise.add_argument("--strength", type=float, default=1.0, help="0 (identity) to 1.5; default 1")
     denoise.add_argument("--sigma", type=float, help="noise level in the image's own units; default: estimated")
-    denoise.set_defaults(task="denoise", scale=1)
+    denoise.set_defaults(task="denoise", scale=1, strict=False, min_consistency=None)
     superresolve = commands.add_parser("superresolve", help="super-resolve a file or a folder")
     superresolve.add_argument("--scale", type=int, choices=(2, 4), required=True)
+    superresolve.add_argument("--strict", action="store_true", help="refuse a result that, reduced again, differs")
+    superresolve.add_argument(
+        "--min-consistency", type=float, metavar="DB", help="what strict asks; default: the model's"
+    )
     superresolve.set_defaults(task="superresolve", strength=1.0, sigma=None)
     for command in (denoise, superresolve):
         command.add_argument("input", type=Path, metavar="IN", help="PNG, TIFF, JPEG, NPY or DICOM, or a folder")
@@ -301,12 +306,15 @@ def run_autotune(arguments: argparse.Namespace) -> int:
 def run_restore(arguments: argparse.Namespace) -> int:
     """Restores a file, or every file of a folder into a mirrored folder, and says what failed."""
     from app.local import Restorer, plan_jobs, restore_all
-    from app.pipeline import Options
+    from app.options import Options, guarded
 
     settings = read_settings(arguments, "repository")
-    options = Options(arguments.strength, arguments.sigma)
+    options = Options(arguments.strength, arguments.sigma, arguments.min_consistency)
     jobs = plan_jobs(arguments.input, arguments.output)
     bundle = read_catalogue(settings).lookup(arguments.model, arguments.task, arguments.scale)
+    options = guarded(options, arguments.strict, bundle, settings.consistency_db)
+    if bundle.manifest.adversarial:
+        print(f"warning: {bundle.reference} is {ADVERSARIAL_WARNING}", file=sys.stderr)
     restorer = Restorer(settings, bundle, options, arguments.precision, arguments.backend)
     failures = asyncio.run(restore_all(jobs, restorer, stop_at_failure=arguments.debug))
     return FAILED if failures else DONE

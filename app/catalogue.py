@@ -19,6 +19,7 @@ class Catalogue:
     `defaults` maps a task ("denoise", "superresolve-x2", "superresolve-x4") to the model reference
     served when the caller names none; without an entry it is the bundle that bears the task's name,
     or the only name that does the task. A name alone means its promoted version, else its newest.
+    Bundles that were trained adversarially are nobody's default: they are asked for by name.
     What cannot be served is listed in `broken` with the reason, a promoted version that is not
     served in `warnings`; neither takes away what is served already.
 
@@ -161,12 +162,14 @@ class Catalogue:
         name = task_name(task, scale)
         if name in self._defaults:
             return self._defaults[name]
-        names = {b.manifest.name for b in self._offered if (b.manifest.task, b.manifest.scale) == (task, scale)}
+        served = [b.manifest for b in self._offered if (b.manifest.task, b.manifest.scale) == (task, scale)]
+        names = {manifest.name for manifest in served if not manifest.adversarial}
         if name in names:
             return name
         if len(names) == 1:
             return names.pop()
-        hint = f"name one of {', '.join(sorted(names))}" if names else "none is served"
+        known = sorted({manifest.name for manifest in served})
+        hint = f"name one of {', '.join(known)}" if known else "none is served"
         raise BundleNotFound(f"no default model for {name}: {hint}")
 
     def find(self, reference: str) -> Bundle:

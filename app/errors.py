@@ -10,6 +10,7 @@
         ├── Quarantined          workers have died of this very input before
         ├── RunFailed            the graph failed on this item, alone in its batch
         │   └── OutOfMemory      there was no memory to run it, in tiles as small as may be
+        ├── Inconsistent         the result, reduced again, is not the image well enough for strict mode
         ├── BackendUnavailable   a runtime, device or precision is not to be had here
         ├── InvalidBody          the request's body is no image, or not one image
         ├── UploadStalled        nothing of the request's body has come for too long
@@ -90,6 +91,25 @@ class RunFailed(ServiceError):
 
 class OutOfMemory(RunFailed):
     """The device had no memory for the run; smaller tiles, or more memory, would help."""
+
+
+class Inconsistent(ServiceError):
+    """A super-resolved frame does not agree with what it was made of; `measured_db` is None where nothing tells."""
+
+    reason = "inconsistent"
+
+    def __init__(self, measured_db: float | None, required_db: float, frame: int) -> None:
+        found = (
+            "has no measured pixel far enough from padding to be compared with the image"
+            if measured_db is None
+            else f"agrees with the image to {measured_db:.1f} dB"
+        )
+        super().__init__(
+            f"frame {frame + 1} of the result, reduced again, {found}; {required_db:g} dB are required: ask for "
+            "another model, for a smaller min_consistency, or without strict, and look at X-Consistency-PSNR and -Max"
+        )
+        self.measured_db = measured_db if measured_db is None else round(measured_db, 3)
+        self.required_db = required_db
 
 
 class BackendUnavailable(ServiceError):
@@ -251,6 +271,7 @@ STATUSES: dict[type[MedRestoreError], Status] = {
     Quarantined: Status(422, "quarantined", "This image has ended workers before"),
     RunFailed: Status(502, "run-failed", "The model failed on this image"),
     OutOfMemory: Status(503, "out-of-memory", "No memory for this image"),
+    Inconsistent: Status(422, "inconsistent", "The result does not agree with the image"),
     BackendUnavailable: Status(503, "backend-unavailable", "No runtime for this model here"),
     InvalidBody: Status(400, "invalid-body", "The body is not one image"),
     UploadStalled: Status(408, "upload-stalled", "The body stopped coming"),

@@ -9,13 +9,21 @@ from app.pipeline import Evidence
 
 
 def facts_of(
-    evidence: Evidence, model: str, digest: str, backend: str, precision: str, lossy: bool, notes: tuple[str, ...]
+    evidence: Evidence,
+    model: str,
+    digest: str,
+    adversarial: bool,
+    backend: str,
+    precision: str,
+    lossy: bool,
+    notes: tuple[str, ...],
 ) -> dict[str, Any]:
     """The fields of `app.schemas.RestorationFacts`."""
-    colour = evidence.noise_correlation
+    colour, consistency = evidence.noise_correlation, evidence.consistency
     return {
         "model": model,
         "model_digest": digest,
+        "model_adversarial": adversarial,
         "backend": backend,
         "precision": precision,
         "noise_before": evidence.noise_before,
@@ -25,6 +33,9 @@ def facts_of(
         "removed_max": evidence.removed_max,
         "removed_correlation": list(evidence.removed_correlation) if evidence.removed_correlation else None,
         "in_trained_range": evidence.in_trained_range,
+        "consistency_psnr": consistency.psnr if consistency else None,
+        "consistency_rms": consistency.rms if consistency else None,
+        "consistency_max": consistency.largest if consistency else None,
         "noise_unit": evidence.unit,
         "clip_count": evidence.clipped,
         "input_lossy": lossy,
@@ -33,10 +44,11 @@ def facts_of(
 
 
 def fact_headers(facts: dict[str, Any]) -> dict[str, str]:
-    """The same as headers; what was not measured is left out."""
+    """The same as headers; what was not measured is left out, and so is what an earlier version did not tell."""
     headers = {
         "X-Model": facts["model"],
         "X-Model-Digest": facts["model_digest"],
+        "X-Model-Adversarial": "true" if facts.get("model_adversarial") else None,
         "X-Backend": facts["backend"],
         "X-Precision": facts["precision"],
         "X-Noise-Before": _number(facts["noise_before"]),
@@ -46,6 +58,9 @@ def fact_headers(facts: dict[str, Any]) -> dict[str, str]:
         "X-Removed-Max": _number(facts["removed_max"]),
         "X-Removed-Correlation": _numbers(facts["removed_correlation"]),
         "X-In-Trained-Range": _truth(facts["in_trained_range"]),
+        "X-Consistency-PSNR": _number(facts.get("consistency_psnr")),
+        "X-Consistency-RMS": _number(facts.get("consistency_rms")),
+        "X-Consistency-Max": _number(facts.get("consistency_max")),
         "X-Noise-Unit": _word(facts["noise_unit"]),
         "X-Clip-Count": str(facts["clip_count"]),
         "X-Input-Lossy": _truth(facts["input_lossy"]),

@@ -14,7 +14,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from app.backends.base import load, self_test
 from app.errors import BackendUnavailable
 from app.noise import Runner
-from app.pipeline import EXACT, FAST, Options, Restoration, choose_precision, restore
+from app.options import Options
+from app.pipeline import EXACT, FAST, Restoration, choose_precision, restore
 from app.runner import LocalRunner
 from app.settings import Settings
 from app.tiling import Tiling
@@ -170,6 +171,9 @@ def describe(result: Restoration) -> str:
         parts.append(f"correlated {evidence.noise_correlation.x1:.2f} across {evidence.noise_correlation.y1:.2f} down")
     if evidence.removed_rms is not None:
         parts.append(f"removed {evidence.removed_rms:.3g} {evidence.unit}")
+    if evidence.consistency is not None and evidence.consistency.psnr is not None:
+        found = evidence.consistency
+        parts.append(f"reduced again {found.psnr:.1f} dB from the input, RMS {found.rms:.3g} {evidence.unit}")
     if evidence.in_trained_range is False:
         parts.append("unlike the noise that the model was trained on")
     if evidence.clipped:

@@ -44,6 +44,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 JOB_SECONDS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
 BYTES = tuple(4.0**power for power in range(5, 16))  # 1 KiB to 1 GiB
 LEVELS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # unit scale: full range is 1
+DECIBELS = (15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 70, 80, 100)
 FILLS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)
 ITEMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
@@ -82,6 +83,16 @@ class Metrics(EngineObserver, JobObserver, RouterObserver):
             "medrestore_tile_pixels", "Pixels of tiles: the image's own, and padding", ["kind"], registry=r
         )
         self.cached = Counter("medrestore_cache_answers", "Answers by where they came from", ["origin"], registry=r)
+        self.consistency = Histogram(
+            "medrestore_consistency_decibels",
+            "PSNR of super-resolved images, reduced again, beside what they were made of",
+            ["model"],
+            buckets=DECIBELS,
+            registry=r,
+        )
+        self.inconsistent = Counter(
+            "medrestore_inconsistent", "Super-resolved images that strict mode refused", ["model"], registry=r
+        )
         self.level = Histogram(
             "medrestore_noise_level", "Noise before, full range is 1", (), buckets=LEVELS, registry=r
         )
@@ -250,6 +261,7 @@ class _Facts:
             manifest = bundle.manifest
             default = str(self._catalogue.current(manifest.name) is bundle).lower()
             facts = {"task": manifest.task, "digest": bundle.digest, "default": default}
+            facts["adversarial"] = str(manifest.adversarial).lower()
             models.add_metric([manifest.name, manifest.version], facts)
         workers = GaugeMetricFamily("medrestore_worker_up", "1 where a worker takes work", labels=["worker", "device"])
         memory = GaugeMetricFamily(

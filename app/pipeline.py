@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from app.consistency import Consistency, assert_consistent, consistency_of
 from app.errors import OutOfMemory, RunFailed
 from app.noise import (
     WHOLE_FRAME_PIXELS,
@@ -35,32 +36,19 @@ from app.noise import (
     was_trained_on_colour,
 )
 from app.offload import offload
+from app.options import Options, check_options
 from app.tiling import Tiling
 from app.tracing import span
-from models.bundle import Bundle
-from models.errors import ImageTooLarge, OptionError
+from models.bundle import Bundle, Manifest
+from models.errors import ImageTooLarge
 from models.imaging.correlation import NoiseCorrelation
 from models.imaging.image import Derivation, Image, Limits, frame_of
+from models.imaging.reduction import Agreement, agreement
 from models.imaging.tiles import Span, TilePlan, cut_tile, kept, place
 from models.imaging.values import from_unit, to_unit
 
 LIMITS = Limits()
-STRENGTHS = (0.0, 1.5)
 EXACT, FAST = "fp32", "bf16"  # number formats of the two modes
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a caller may choose about a denoising. Raises OptionError out of range."""
-
-    strength: float = 1.0  # 0 is the identity, 1 the trained amount
-    sigma: float | None = None  # noise level in the image's real-world units, in place of the estimate
-
-    def __post_init__(self) -> None:
-        if not STRENGTHS[0] <= self.strength <= STRENGTHS[1]:
-            raise OptionError(f"strength must lie between {STRENGTHS[0]} and {STRENGTHS[1]}")
-        if self.sigma is not None and not (self.sigma > 0 and math.isfinite(self.sigma)):
-            raise OptionError("sigma must be a positive number of the image's own units")
 
 
 @dataclass(frozen=True)
@@ -74,6 +62,7 @@ class Evidence:
     removed_rms: float | None = None
     removed_max: float | None = None
     removed_correlation: tuple[float, float] | None = None  # of the change, with its neighbour across and down
+    consistency: Consistency | None = None  # of the result, reduced again, with the image
     clipped: int = 0  # samples that had to be cut to the smallest or largest storable value
     in_trained_range: bool | None = None
 
@@ -114,6 +103,7 @@ class Record:
     colour: NoiseCorrelation | None = None
     removed: Array = field(default_factory=lambda: np.zeros(3))  # see `Change.products`
     removed_max: float = 0.0
+    agreement: Agreement | None = None  # of a super-resolved frame, reduced again
 
 
 def choose_precision(image: Image, asked: str | None, fast_for_8_bit: bool) -> str:
@@ -160,17 +150,18 @@ async def restore(image: Image, bundle: Bundle, options: Options, run: Runner, l
 
 def check(image: Image, bundle: Bundle, options: Options, limits: Limits) -> None:
     """Raises OptionError for options that the task does not have, ImageTooLarge where the result passes the limits."""
-    manifest = bundle.manifest
-    if manifest.task == "superresolve" and options != Options():
-        raise OptionError("strength and sigma belong to denoising; superresolve takes neither")
-    if image.pixels[..., 0].size * manifest.scale**2 > limits.pixels:
+    check_options(options, bundle)
+    if image.pixels[..., 0].size * bundle.manifest.scale**2 > limits.pixels:
         raise ImageTooLarge(f"the result would have more than {limits.pixels} pixels")
 
 
 async def restore_frames(
     frames: Frames, indices: Iterable[int], bundle: Bundle, options: Options, run: Runner, watch: Stopwatch
 ) -> list[Record]:
-    """Restores frame after frame; gives what was measured on each. Raises RunFailed and whatever `run` raises."""
+    """Restores frame after frame; gives what was measured on each.
+
+    Raises RunFailed, Inconsistent at the first frame that the guard refuses, and whatever `run` raises.
+    """
     step = _denoise if bundle.manifest.task == "denoise" else _superresolve
     records = []
     for index in indices:
@@ -179,6 +170,7 @@ async def restore_frames(
             restored, record = await step(frame, bundle, options, run, watch)
         except FloatingPointError as exc:
             raise RunFailed(f"{bundle.reference} gave values that are no numbers") from exc
+        assert_consistent(record.agreement, options.min_consistency, index)
         await frames.put(index, restored, record)
         records.append(record)
     return records
@@ -257,7 +249,10 @@ async def _superresolve(
     with watch("finish"):
         scale = bundle.manifest.scale
         restored, clipped = await offload(answer["restored"].size, from_unit, answer["restored"][None], frame, scale)
-    return restored, Record(clipped)
+        del answer
+    with watch("verify"):
+        found = await offload(restored.pixels.size, agreement, frame, restored, scale)
+    return restored, Record(clipped, agreement=found)
 
 
 async def _run_tiles(planes: Array, more: dict[str, Array], bundle: Bundle, run: Runner) -> dict[str, Array]:
@@ -302,7 +297,8 @@ def summarise(records: Sequence[Record], image: Image, bundle: Bundle) -> Eviden
     """What was measured on all frames together."""
     clipped, values = sum(record.clipped for record in records), image.values
     if bundle.manifest.task != "denoise":
-        return Evidence(values.unit, clipped=clipped)
+        consistency = consistency_of([record.agreement for record in records], values)
+        return Evidence(values.unit, consistency=consistency, clipped=clipped)
     before = quadratic_mean([record.before for record in records])
     colour = pooled([record.colour for record in records], [record.before**2 for record in records])
     power, across, down = np.mean([record.removed for record in records], axis=0).tolist()
@@ -325,7 +321,6 @@ def derive(
 ) -> Derivation:
     """How the image came about, as far as files tell it; `tiles` is `Tiling.mark`."""
     manifest = bundle.manifest
-    chosen = {"strength": options.strength, "sigma": options.sigma} if manifest.task == "denoise" else {}
     return Derivation(
         operation=manifest.task,
         scale=manifest.scale,
@@ -334,10 +329,19 @@ def derive(
         digest=bundle.digest,
         backend=backend,
         precision=precision,
-        options=chosen,
+        options=_chosen(options, manifest),
         evidence=_written(evidence),
         tiles=tiles,
+        adversarial=manifest.adversarial,
     )
+
+
+def _chosen(options: Options, manifest: Manifest) -> dict[str, Any]:
+    """The options that an object depends on. A guarded series is another one, for it lacks what was refused."""
+    if manifest.task == "denoise":
+        return {"strength": options.strength, "sigma": options.sigma}
+    floor = options.min_consistency
+    return {} if floor is None else {"min_consistency": f"{floor:g} dB"}
 
 
 def _written(evidence: Evidence) -> dict[str, Any]:
@@ -347,6 +351,9 @@ def _written(evidence: Evidence) -> dict[str, Any]:
         facts["noise_correlation"] = _in_words(colour.x1, colour.y1)
     if evidence.removed_correlation:
         facts["removed_correlation"] = _in_words(*evidence.removed_correlation)
+    if found := facts.pop("consistency", None):
+        psnr = None if found.psnr is None else f"{found.psnr:.1f} dB"
+        facts |= {"consistency_psnr": psnr, "consistency_rms": found.rms, "consistency_max": found.largest}
     return facts
 
 

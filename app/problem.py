@@ -1,7 +1,7 @@
 """Errors as answers: `application/problem+json` (RFC 9457), whatever went wrong.
 
-Members beyond the standard five: `request_id` always; `reason`, `available`, `errors` and
-`retry_after_s` where they apply. A problem never repeats what was in an image: no pixel values, no
+Members beyond the standard five: `request_id` always; `reason`, `available`, `errors`, `measured_db`,
+`required_db` and `retry_after_s` where they apply. A problem never repeats what was in an image: no pixel values, no
 text out of a DICOM header, no file name.
 """
 
@@ -56,7 +56,7 @@ def _members(instance: str, status: Status, detail: str, **more: Any) -> dict[st
 
 
 def _details(error: MedRestoreError) -> dict[str, Any]:
-    return {"reason": getattr(error, "reason", None), "available": getattr(error, "available", None)}
+    return {name: getattr(error, name, None) for name in ("reason", "available", "measured_db", "required_db")}
 
 
 def problem(

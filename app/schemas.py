@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.pacs.report import FeedStatus
+from models.imaging.reduction import BEST_DB
 
 ModelName = Annotated[
     str | None,
@@ -67,6 +68,14 @@ class SuperresolveQuery(_Query):
 
     scale: Literal["2", "4"] = Field(description="rows and columns of the answer per row and column of the image")
     model: ModelName
+    strict: bool = Field(
+        default=False,
+        description="refuse an answer that, reduced again, does not agree with the image (422 `inconsistent`): below "
+        "what the model promises, else below the service's setting",
+    )
+    min_consistency: float | None = Field(
+        default=None, ge=0, le=BEST_DB, description="dB that strict mode asks for instead; strict with or without it"
+    )
     precision: Precision
 
 
@@ -144,6 +153,10 @@ class ModelFacts(BaseModel):
     default: bool = Field(description="used where the caller names no model")
     default_version: bool = Field(description="used where the caller names the model without a version")
     digest: str = Field(description="SHA-256 of the manifest, which lists the SHA-256 of every file")
+    adversarial: bool = Field(
+        description="trained against a critic: may show texture that was not in the image; never a default"
+    )
+    consistency: float | None = Field(description="dB that strict mode asks of it; null: the service's setting")
     network: str
     summary: str
     licence: str
@@ -191,6 +204,13 @@ class JobQuery(_Query):
     model: ModelName
     strength: float | None = Field(default=None, ge=0, le=1.5, description="denoise only; 1 where left out")
     sigma: float | None = Field(default=None, gt=0, description="denoise only; as for `POST /denoise`")
+    strict: bool = Field(
+        default=False,
+        description="superresolve only; as for `POST /superresolve`",
+    )
+    min_consistency: float | None = Field(
+        default=None, ge=0, le=BEST_DB, description="superresolve only; as for `POST /superresolve`, dB"
+    )
     precision: Precision
 
 
@@ -205,6 +225,7 @@ class RestorationFacts(BaseModel):
 
     model: str = Field(examples=["denoise@1"])
     model_digest: str
+    model_adversarial: bool = Field(default=False, description="may show texture that was not in the image")
     backend: str
     precision: str
     noise_before: float | None = Field(description="RMS, in `noise_unit`; null for superresolve, as the next six")
@@ -214,6 +235,11 @@ class RestorationFacts(BaseModel):
     removed_max: float | None
     removed_correlation: list[float] | None
     in_trained_range: bool | None
+    consistency_psnr: float | None = Field(
+        default=None, description="dB, of the result reduced again beside the image; superresolve only, as the next two"
+    )
+    consistency_rms: float | None = Field(default=None, description="in `noise_unit`")
+    consistency_max: float | None = Field(default=None, description="in `noise_unit`")
     noise_unit: str
     clip_count: int
     input_lossy: bool
@@ -280,6 +306,13 @@ class PacsOptions(_Query):
 
     strength: float | None = Field(default=None, ge=0, le=1.5, description="denoise only; 1 where left out")
     sigma: float | None = Field(default=None, gt=0, description="denoise only; as for `POST /denoise`")
+    strict: bool = Field(
+        default=False,
+        description="superresolve only; as for `POST /superresolve`",
+    )
+    min_consistency: float | None = Field(
+        default=None, ge=0, le=BEST_DB, description="superresolve only; as for `POST /superresolve`, dB"
+    )
     precision: Precision
 
 
@@ -366,6 +399,9 @@ class PacsInstance(BaseModel):
     derived: str | None = Field(description="SOPInstanceUID of what is made of it, once it is known")
     state: InstanceState
     reason: str | None = Field(description="why it was skipped or failed", examples=["localizer"])
+    consistency_psnr: float | None = Field(
+        description="dB, of a super-resolved one reduced again beside its source, where this job measured it"
+    )
 
 
 class PacsInstanceList(BaseModel):

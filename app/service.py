@@ -10,7 +10,8 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -20,23 +21,15 @@ from app.batching import Engine
 from app.body import Upload
 from app.cache import Cache
 from app.catalogue import Catalogue
-from app.errors import BackendUnavailable, NotReady
+from app.errors import BackendUnavailable, Inconsistent, NotReady
 from app.facts import content_digest
 from app.gate import Gate
 from app.log import event
 from app.monitoring import Metrics
 from app.negotiation import choose, formats_of, parse_accept
 from app.offload import offload
-from app.pipeline import (
-    EXACT,
-    Evidence,
-    Options,
-    Restoration,
-    Stopwatch,
-    choose_precision,
-    demand,
-    restore,
-)
+from app.options import Options, guarded
+from app.pipeline import EXACT, Evidence, Restoration, Stopwatch, choose_precision, demand, restore
 from app.runner import EngineRunner
 from app.settings import Settings
 from app.tiling import Tiling
@@ -61,6 +54,7 @@ class Job:
     scale: int = 1
     model: str | None = None
     options: Options = field(default_factory=Options)
+    strict: bool = False  # superresolve: refuse a result that does not agree with the image
     precision: str | None = None  # "exact", "fast" or the service's rule
     accept: str | None = None
     priority: Priority = Priority.INTERACTIVE
@@ -82,6 +76,7 @@ class Making:
     position: int  # requests that were there when it was admitted
     wait_s: float  # the estimate, then, of the time that those would take
     timings: dict[str, float]  # stage -> seconds
+    adversarial: bool = False  # the model was trained against a critic
     cache: str | None = None  # "hit", "miss" or "joined" where answers are kept
 
     @property
@@ -144,6 +139,7 @@ class Service:
     async def restore(self, job: Job, upload: Upload) -> Product:
         """Decodes, restores and encodes one image, or gives the answer that is kept or under way."""
         bundle = self.check(job)
+        job = replace(job, options=guarded(job.options, job.strict, bundle, self.settings.consistency_db))
         if self.cache is None:
             return await self._restore(job, bundle, upload)
         key = await asyncio.to_thread(_key, job, bundle, upload)
@@ -165,7 +161,8 @@ class Service:
             return await restore(image, bundle, job.options, run, self.settings.limits)
 
         kind = "restore" if job.options.strength else "estimate"
-        restoration, run = await self._run(image, bundle, job, kind, work)
+        with self.booking_refusal(bundle):
+            restoration, run = await self._run(image, bundle, job, kind, work)
         watch.seconds.update(restoration.timings)
         with watch("encode"):
             data, digest = await offload(
@@ -174,7 +171,7 @@ class Service:
         making = self._book(job.task, image, bundle, run, watch)
         if job.options.strength:  # else no tile was run
             self._book_tiles(image, bundle, run.precision)
-        self._book_evidence(restoration.evidence, image)
+        self._book_evidence(restoration.evidence, image, bundle)
         return Product(data, MEDIA_TYPES[format], digest, restoration.evidence, making)
 
     async def analyse(self, job: Job, upload: Upload) -> Report:
@@ -240,6 +237,7 @@ class Service:
             position=run.admission.position,
             wait_s=run.admission.wait_s,
             timings=timings,
+            adversarial=bundle.manifest.adversarial,
         )
 
     def _book_tiles(self, image: Image, bundle: Bundle, precision: str) -> None:
@@ -249,12 +247,25 @@ class Service:
         self.metrics.tile_pixels.labels("useful").inc(useful)
         self.metrics.tile_pixels.labels("padding").inc(given - useful)
 
-    def book(self, task: str, image: Image, evidence: Evidence) -> None:
+    def book(self, bundle: Bundle, image: Image, evidence: Evidence) -> None:
         """Counts an image that a job restored; its stages took no caller's time."""
-        self.metrics.pixels.labels(task).inc(image.pixels[..., 0].size)
-        self._book_evidence(evidence, image)
+        self.metrics.pixels.labels(bundle.manifest.task).inc(image.pixels[..., 0].size)
+        self._book_evidence(evidence, image, bundle)
 
-    def _book_evidence(self, evidence: Evidence, image: Image) -> None:
+    @contextmanager
+    def booking_refusal(self, bundle: Bundle) -> Iterator[None]:
+        """Counts what the guard refuses inside the `with` block."""
+        try:
+            yield
+        except Inconsistent as refusal:
+            self.metrics.inconsistent.labels(bundle.reference).inc()
+            if refusal.measured_db is not None:
+                self.metrics.consistency.labels(bundle.reference).observe(refusal.measured_db)
+            raise
+
+    def _book_evidence(self, evidence: Evidence, image: Image, bundle: Bundle) -> None:
+        if evidence.consistency is not None and evidence.consistency.psnr is not None:
+            self.metrics.consistency.labels(bundle.reference).observe(evidence.consistency.psnr)
         self.metrics.clipped.inc(evidence.clipped)
         if evidence.noise_before is not None:
             self.metrics.level.observe(evidence.noise_before / image.values.real_per_unit)

@@ -28,9 +28,11 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 import models
 from app.pacs.peer import Peer, PeerName
+from models.bundle import ADVERSARIAL
 from models.errors import OptionError
 from models.imaging.image import Limits
 from models.imaging.policy import DEFAULT, LARGEST_IS, ImageType, Policy, Qualification
+from models.imaging.reduction import BEST_DB
 
 AeTitle = Annotated[str, StringConstraints(pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")]  # PS3.5 6.2
 PREFIX = "MEDRESTORE_"
@@ -81,6 +83,14 @@ class Settings(BaseSettings):
     denoise_model: str | None = Field(default=None, description="default denoiser, `name` or `name@version`")
     superresolve_x2_model: str | None = Field(default=None, description="default model of scale 2")
     superresolve_x4_model: str | None = Field(default=None, description="default model of scale 4")
+
+    consistency_db: float = Field(
+        default=30.0,
+        ge=0,
+        le=BEST_DB,
+        description="what strict super-resolution asks of a model that promises nothing itself: PSNR of the result, "
+        "reduced again, beside the image, dB",
+    )
 
     backend: Literal["onnx", "torchscript", "openvino"] = Field(default="onnx", description="runtime of the exact mode")
     fast_backend: Literal["onnx", "torchscript", "openvino"] = Field(
@@ -203,6 +213,9 @@ class Settings(BaseSettings):
     def _fit(self) -> Settings:
         if self.webhook_token is not None and self.webhook_token_file is not None:
             raise ValueError("webhook_token and webhook_token_file exclude each other")
+        named = (self.denoise_model, self.superresolve_x2_model, self.superresolve_x4_model)
+        if adversarial := [text for text in named if text and text.partition("@")[0].endswith(ADVERSARIAL)]:
+            raise ValueError(f"{adversarial[0]} is adversarially trained, never a default: callers ask for it by name")
         if self.limit_bytes > self.request_bytes:
             raise ValueError("limit_bytes must not exceed request_bytes, or the largest request never fits")
         try:

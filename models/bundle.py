@@ -47,6 +47,7 @@ DEFAULT = "default.json"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 VERSION = re.compile(r"[0-9]+(\.[0-9]+){0,2}")
 TASKS = ("denoise", "superresolve")
+ADVERSARIAL = "-adversarial"  # how the name of every adversarially trained bundle ends
 
 logger = logging.getLogger("medrestore.bundle")
 
@@ -82,6 +83,8 @@ class Manifest:
     parity: dict[str, float] = field(default_factory=dict)  # format -> largest difference from eager
     exact_tiling: bool | None = None  # tiles of any listed shape add up to the whole; None: not known, taken for no
     seam: float = 0.0  # largest difference of tiled from whole that was measured, unit scale
+    adversarial: bool = False  # trained against a critic: fine texture may be invented; never served unasked
+    consistency: float | None = None  # dB that healthy results, reduced again, reach (`app.consistency`)
     bytes_per_pixel: dict[str, float] = field(default_factory=dict)  # graph -> memory of a run beyond the weights
     scores: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)  # data list, config, seed, commit, duration
@@ -103,6 +106,10 @@ class Manifest:
             raise BundleInvalid(f"multiple {self.multiple} must be at least 1 and halo {self.halo} at least 0")
         if not self.tiles or any(side < 1 or side % self.multiple for tile in self.tiles for side in tile):
             raise BundleInvalid(f"tiles {self.tiles} must be positive multiples of {self.multiple}")
+        if self.adversarial and not self.name.endswith(ADVERSARIAL):
+            raise BundleInvalid(f"adversarial bundle {self.name!r}: its name must end in {ADVERSARIAL}")
+        if self.consistency is not None and (self.scale == 1 or not 0 <= self.consistency <= 120):
+            raise BundleInvalid(f"consistency {self.consistency} must be 0 to 120 dB, of a superresolve bundle")
         if self.exact_tiling is False and len(self.tiles) != 1:
             raise BundleInvalid("tiles that do not add up to the whole are part of the model: name one shape")
         for name in [*self.files, *(f for formats in self.graphs.values() for f in formats.values())]:

@@ -12,6 +12,15 @@ from models.networks.denoiser import Denoiser, condition_of
 from models.networks.registry import build_network
 from training.export import Graph, fold
 
+UPSCALERS: dict[str, dict[str, Any]] = {  # each at both scales, as "NAME x2" and "NAME x4"
+    "blimsr": {"channels": 8, "groups": 2, "blocks": 1},
+    "nlsa-upscaler": {"channels": 16, "blocks": 1, "every": 1, "dual": 1, "hashes": 2, "chunk": 32, "buckets": 16},
+    "residual-upscaler": {"channels": 8, "blocks": 2},
+    "ssformer-upscaler": {"channels": 16, "groups": 1, "blocks": 2},
+    "swinir-light": {"channels": 12, "groups": 1, "blocks": 2, "heads": 2},
+}
+SCALES = {f"{name} x{scale}": scale for name in UPSCALERS for scale in (2, 4)} | {"ssformer-upscaler halved": 2}
+HALVED: dict[str, Any] = {"unshuffle": 2, "balanced": True}
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "cnn-est": ("cnn-est", {"channels": 8}),
     "cnn-est affine-std": ("cnn-est", {"channels": 8, "law": "affine-std"}),
@@ -21,11 +30,12 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "dran": ("dran", {"channels": 8, "blocks": 3, "depth": 1, "kernels": 3}),
     "noise-level": ("noise-level", {"channels": 16, "depth": 2}),
     "noise-map-unet": ("noise-map-unet", {"channels": [8, 8, 16], "blocks": [1, 1, 1, 1, 1]}),
-    "residual-upscaler": ("residual-upscaler", {"scale": 2, "channels": 8, "blocks": 2}),
     "ss-bsn": ("ss-bsn", {"channels": 8, "modules": 2, "attended": 1, "heads": 2, "scale": 8}),
     "ssformer": ("ssformer", {"channels": 16, "groups": 1, "blocks": 2, "unshuffle": 2}),
     "ssformer balanced": ("ssformer", {"channels": 16, "groups": 1, "blocks": 2, "unshuffle": 4, "balanced": True}),
     "ssformer hash": ("ssformer", {"channels": 16, "groups": 1, "blocks": 2, "unshuffle": 4, "sparse": "hash"}),
+    "ssformer-upscaler halved": ("ssformer-upscaler", {"scale": 2, "channels": 16, "groups": 1, "blocks": 2} | HALVED),
+    **{f"{n} x{scale}": (n, {"scale": scale} | options) for n, options in UPSCALERS.items() for scale in (2, 4)},
 }
 BLIND = ("dbsn", "dbsn-light", "ss-bsn")
 DENOISERS = ("dran", "noise-map-unet", "ssformer", "ssformer balanced", "ssformer hash")
@@ -75,4 +85,4 @@ def graph(label: str, network: nn.Module | None = None) -> Graph:
         return Graph("restore", fold(Denoiser(network)), ("image", "parameters", "strength"), ("restored", "noise"))
     if isinstance(network, BlindSpotNetwork):
         return Graph("preliminary", fold(network), ("image",), ("mean", "model_variance"))
-    return Graph("graph", fold(network), ("image",), ("restored",) if "upscaler" in label else ("parameters",))
+    return Graph("graph", fold(network), ("image",), ("restored",) if label in SCALES else ("parameters",))

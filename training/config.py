@@ -22,6 +22,8 @@ from training.data.source import SourceConfig
 from training.degradation.config import DegradationConfig
 
 T = TypeVar("T")
+# What the digest of a denoiser holds in place of a degradation, so that runs of earlier versions can go on.
+UNUSED = {"bicubic_share": 0.7, "noise_share": 0.3, "highest_noise": 2.0 / 255}
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,11 @@ class TrainConfig:
 
     def digest(self, graph: str) -> str:
         """SHA-256 of what decides one graph's weights: a checkpoint of another configuration is refused."""
+        record = dataclasses.asdict(self)
+        if self.task == "denoise":
+            record["degradation"] = UNUSED
         other = {name: None for name in ("estimate", "restore") if name != graph}
-        text = json.dumps(dataclasses.asdict(self) | other | {"summary": ""}, sort_keys=True)
+        text = json.dumps(record | other | {"summary": ""}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -86,6 +91,14 @@ def build(kind: type[T], raw: dict[str, Any], where: str) -> T:
     if unknown := set(raw) - known:
         raise ValueError(f"{where}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(sorted(known))}")
     return kind(**{key: convert(hints[key], value, f"{where}.{key}") for key, value in raw.items()})
+
+
+def recorded_config(record: dict[str, Any]) -> TrainConfig:
+    """The configuration in a run's record, of an earlier version too. Raises ValueError naming the key at fault."""
+    raw = dict(record["config"])
+    if UNUSED.keys() <= raw.get("degradation", {}).keys():
+        del raw["degradation"]  # the form it had before there was more than one kind
+    return build(TrainConfig, raw, "run.json")
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:

@@ -126,9 +126,11 @@ class Player:
         """Averages the gradients over the processes, all in one message."""
         if self.fabric.world_size > 1:
             gradients = [weight.grad for weight in self.weights if weight.grad is not None]
-            mean = self.fabric.all_reduce(nn.utils.parameters_to_vector(gradients), reduce_op="mean")
+            together = torch.cat([gradient.flatten() for gradient in gradients])
+            mean = self.fabric.all_reduce(together, reduce_op="mean")
             assert isinstance(mean, Tensor)
-            nn.utils.vector_to_parameters(mean, gradients)
+            for gradient, part in zip(gradients, torch.split(mean, [g.numel() for g in gradients]), strict=True):
+                gradient.copy_(part.view(gradient.shape))
 
 
 @dataclass
@@ -194,8 +196,9 @@ def fit_duel(
     """Trains both to `fit.steps` steps, from the checkpoint in `folder` if there is one.
 
     Returns the averaged generator in float32 and evaluation mode. Interrupted at any moment, a second
-    call loses at most `checkpoint_every` steps and ends with the same weights. `log.csv` holds both losses, every term,
-    each `gradients_every` steps the norm of every term's gradient on the generator (`gradient_TERM`), and the scores.
+    call loses at most `checkpoint_every` steps and ends with the same weights. `log.csv` holds both losses, every
+    term (`loss_TERM`), each `gradients_every` steps the norm of its gradient on the generator (`gradient_TERM`), and
+    the scores.
     """
     duel = begin_duel(generator, critic, fit, fabric, load_checkpoint(folder, config_digest))
     folder.mkdir(parents=True, exist_ok=True)
@@ -259,8 +262,13 @@ def generator_move(duel: Duel, rules: Rules, batch: Batch, step: int, measured: 
         norms = gradient_norms(terms, duel.generator.network) if measured else {}
         rate = duel.fit.generator_rate(step - duel.fit.head_start)
         duel.generator.update(loss, rate, duel.fit.gradient_norm)
-    found = {"generator_loss": loss} | terms | {f"gradient_{name}": norm for name, norm in norms.items()}
+    found = {"generator_loss": loss} | named("loss", terms) | named("gradient", norms)
     return {name: value.detach() for name, value in found.items()}
+
+
+def named(kind: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The numbers of each term as the log names them: a score may be called as a term is."""
+    return {f"{kind}_{name}": value for name, value in values.items()}
 
 
 def gradient_norms(terms: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

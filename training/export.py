@@ -27,7 +27,7 @@ from models.bundle import GOLDEN, FileEntry, Manifest, read_bundle, sha256_of, w
 from models.networks.blind_spot import MaskedConv
 from models.networks.denoiser import PARAMETERS, PEDESTAL, PedestalEstimate
 from models.networks.layers import ZeroSumConv
-from training.config import TrainConfig, build
+from training.config import TrainConfig, recorded_config
 from training.tiling import tiling_facts
 from training.train import RUN, WEIGHTS, build_graph
 
@@ -263,20 +263,22 @@ def export(
     provenance: dict[str, Any] | None = None,
     attached: Sequence[Path] = (),
     licence: str = "",
+    consistency: float | None = None,
 ) -> Path:
     """Exports, proves and writes `<repository>/<name>/<version>`; returns that folder.
 
     The name is the configuration's own, the provenance the run's record, unless given; `attached` files are copied
     into the bundle. Without a licence, that of the bundle which training went on from holds for these weights too.
+    A run that was trained adversarially says so in its record, and then its bundle does.
     """
     record = json.loads((run / RUN).read_text(encoding="utf-8"))
-    config = build(TrainConfig, record["config"], RUN)
+    config = recorded_config(record)
     config = dataclasses.replace(config, name=name or config.name)
     target = repository / config.name / version
     if target.exists():
         raise ValueError(f"{config.name}@{version} exists already; versions are never overwritten")
     graphs = load_graphs(run, config)
-    licence = licence or (record.get("start") or {}).get("licence", OWN)
+    licence = licence or licence_of(record)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
         staged = Path(folder) / config.name / version
@@ -287,10 +289,18 @@ def export(
         for file in attached:
             shutil.copyfile(file, staged / file.name)
         made = (parities, provenance or record, scores, licence)
-        write_manifest(staged, make_manifest(config, version, graphs, staged, *made))
+        manifest = make_manifest(config, version, graphs, staged, *made)
+        adversarial = record.get("adversarial", False)
+        write_manifest(staged, dataclasses.replace(manifest, adversarial=adversarial, consistency=consistency))
         read_bundle(staged)
         shutil.move(staged, target)
     return target
+
+
+def licence_of(record: dict[str, Any]) -> str:
+    """The terms of a run's weights where none are given: those of what it went on from."""
+    licence: str = (record.get("start") or {}).get("licence", OWN)
+    return licence
 
 
 def make_manifest(

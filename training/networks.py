@@ -22,6 +22,7 @@ from models.networks.blind_spot import BlindSpotNetwork
 from models.networks.denoiser import CONDITIONS
 from models.networks.nonlocal_sparse import NonLocalSparse
 from models.networks.registry import NETWORKS
+from models.networks.ssformer_upscaler import SIZES
 
 SIDE = 256
 BLOCKS: dict[str, Callable[..., nn.Module]] = {"balanced": BalancedAttention, "nonlocal-sparse": NonLocalSparse}
@@ -47,6 +48,7 @@ class Size(Entry):
 
 
 TEMPERATURE = "6 more: the learnt temperatures"
+NLSA = "280 fewer: no PReLU that nothing uses, no fixed mean shifts"
 PLAIN = "a plain body of this width and depth:"
 ENTRIES = (
     Entry("cnn-est", {"channels": 16}, 865, 0.05),
@@ -76,6 +78,16 @@ ENTRIES = (
     Entry("ssformer", {"size": "fast", "sparse": "hash"}),
     Entry("residual-upscaler", {"scale": 2}),
     Entry("residual-upscaler", {"scale": 4}),
+    *(Entry("ssformer-upscaler", {"scale": scale, "size": size}) for size in SIZES for scale in (2, 4)),
+    Entry("nlsa-upscaler", {"scale": 2, "colours": 3, "dual": 0}, 42_394_780, note=NLSA),
+    Entry("nlsa-upscaler", {"scale": 2}, note="with the dual attention that was published untrained, and uncounted"),
+    Entry("nlsa-upscaler", {"scale": 4}, note="published: none, x4 gave x2"),
+    Entry("swinir-light", {"scale": 2, "colours": 3}, 910_152, 68.5),
+    Entry("swinir-light", {"scale": 4, "colours": 3}, 929_628, 69.8),
+    Entry("swinir-light", {"scale": 2}),
+    Entry("swinir-light", {"scale": 4}),
+    Entry("blimsr", {"scale": 2}),
+    Entry("blimsr", {"scale": 4}, 19_107_073, 1262.0, "published: its attention without padding"),
     Entry("balanced", {"channels": 64}, 565),
     Entry("balanced", {"channels": 256}, 8_257, 0.003),
     Entry("nonlocal-sparse", {"channels": 256}, 213_312, 50.7, "published: half the hash buckets, from 96x96 scaled"),

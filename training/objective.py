@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,11 +12,13 @@ from torch.nn import functional as F
 from models.networks.denoiser import LEVEL, noise_map
 from training.data.crop import middle
 from training.data.noise import NoiseLaw, Plane, add_noise
-from training.degradation.bicubic import reduce
+from training.degradation.bicubic import reduce_plane
+from training.degradation.degradation import Degradation
 from training.loop import Batch, Objective
 from training.loss import charbonnier, log_level_error, noise_weighted_l1
 from training.metric import psnr, ssim
 from training.seeds import sample_generator
+from training.superresolution.ensemble import EnsembleConfig, ensemble_terms
 
 COLOUR_WEIGHT = 0.3  # of an error of 1 in a correlation, beside a factor of e in the level
 VALIDATION_SEED = 20_000_003  # far from any training seed
@@ -90,23 +92,57 @@ def noise_estimation(planes: Sequence[Plane], side: int = 256) -> Objective:
     return Objective(loss, validate)
 
 
-def superresolution(planes: Sequence[Plane], scale: int, side: int = 256) -> Objective:
-    """Restore the high-resolution crop."""
+def held_back(
+    planes: Sequence[Plane], scale: int, network: nn.Module, side: int = 256, degradation: Degradation | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(low, high), (1, 1, H, W) on the network's device, for the middle of every plane; bicubic unless said."""
+    for number, plane in enumerate(planes):
+        high = middle(plane, side)
+        rng = sample_generator(VALIDATION_SEED, scale, number)
+        low = reduce_plane(high, scale) if degradation is None else degradation.degrade(high, rng)
+        yield as_batch(low, network), as_batch(high, network)
+
+
+def superresolution(
+    planes: Sequence[Plane],
+    scale: int,
+    side: int = 256,
+    ensemble: EnsembleConfig | None = None,
+    degradation: Degradation | None = None,
+) -> Objective:
+    """Restore the high-resolution crop: by the Charbonnier loss, or an ensemble of losses without its adversary.
+
+    Judged on bicubic reduction, and, where one is given, on draws of a degradation, the same every time.
+    """
+    config = None if ensemble is None else ensemble.without_adversary()
+    features = None if config is None else config.read_features()
 
     def loss(network: nn.Module, batch: Batch) -> Tensor:
-        return charbonnier(network(batch["image"]).float(), batch["clean"])
+        restored, clean = network(batch["image"]).float(), batch["clean"]
+        if config is None:
+            return charbonnier(restored, clean)
+        known = None if features is None else features.to(clean.device)
+        return torch.stack(list(ensemble_terms(restored, clean, config, known).values())).sum()
 
     @torch.no_grad()
     def validate(network: nn.Module) -> dict[str, float]:
-        found, plain = [], []
-        for plane in planes:
-            high = middle(plane, side)
-            low = reduce(as_batch(high)[0], scale)[None]
-            bicubic = F.interpolate(low, scale_factor=scale, mode="bicubic", align_corners=False)
-            restored = as_plane(network(low.to(next(network.parameters()).device)))
-            found.append((psnr(restored, high), ssim(restored, high)))
-            plain.append(psnr(as_plane(bicubic), high))
-        scores = [float(x) for x in np.mean(found, axis=0)]
-        return {"psnr": scores[0], "ssim": scores[1], "bicubic": float(np.mean(plain))}
+        scores = upscaled(network, held_back(planes, scale, network, side), scale)
+        if degradation is not None:
+            drawn = upscaled(network, held_back(planes, scale, network, side, degradation), scale)
+            scores |= {f"{name}_drawn": value for name, value in drawn.items()}
+        return scores
 
     return Objective(loss, validate)
+
+
+def upscaled(network: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], scale: int) -> dict[str, float]:
+    """Mean PSNR and SSIM of what a network makes of (low, high), and PSNR of bicubic interpolation."""
+    found, plain = [], []
+    for low, high in pairs:
+        clean = as_plane(high)
+        restored = as_plane(network(low))
+        found.append((psnr(restored, clean), ssim(restored, clean)))
+        bicubic = F.interpolate(low, scale_factor=scale, mode="bicubic", align_corners=False)
+        plain.append(psnr(as_plane(bicubic), clean))
+    scores = [float(x) for x in np.mean(found, axis=0)]
+    return {"psnr": scores[0], "ssim": scores[1], "bicubic": float(np.mean(plain))}

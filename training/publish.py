@@ -1,4 +1,4 @@
-"""From a finished pipeline run to a version that a service takes up: `medrestore publish RUN --to REPOSITORY`.
+"""From a finished run of stages to versions that a service takes up: `medrestore publish RUN --to REPOSITORY`.
 
 Exports, verifies, adds the report (without its pictures) and places the new version in one step. It becomes the
 default only with `--promote` and a passed acceptance table; without them the version that serves now goes on serving.
@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,16 @@ from models.bundle import (
     read_bundle,
     version_key,
 )
-from training.export import RUNNERS, TOLERANCE, Arrays, Graph, export
+from training.export import RUNNERS, TOLERANCE, Arrays, Graph, export, licence_of
+from training.pipeline.plan import DENOISER, Plan
 from training.pipeline.record import PIPELINE, read_audit, read_json
-from training.pipeline.stage import DONE, INPUTS, STAGES, content_digest, public_config, require
+from training.pipeline.stage import DONE, STAGES, content_digest, public_config, require
 from training.report.acceptance import FAIL, PASS
-from training.report.build import JSON, PUBLIC, read_report
+from training.report.page import JSON, PUBLIC, read_report
+from training.superresolution.plan import plan_of
 from training.train import RUN
+
+CARD = "card.md"
 
 GIVEN = {"estimate": ("image",), "restore": ("image", "parameters", "strength")}
 MADE = {"estimate": ("parameters",), "restore": ("restored", "noise")}
@@ -76,7 +82,11 @@ def replay_golden(bundle: Bundle) -> None:
     with np.load(bundle.folder / GOLDEN) as stored:
         arrays: Arrays = {name: stored[name] for name in stored.files}
     for name, formats in bundle.manifest.graphs.items():
-        graph = Graph(name, None, GIVEN[name], MADE[name])  # type: ignore[arg-type] - only its names are used
+        given_names, made = (  # what this bundle's task knows of them
+            tuple(key for key in keys if f"{name}.{side}.{key}" in arrays)
+            for side, keys in (("in", GIVEN[name]), ("out", MADE[name]))
+        )
+        graph = Graph(name, None, given_names, made)  # type: ignore[arg-type] - only its names are used
         given = {key: arrays[f"{name}.in.{key}"] for key in graph.inputs}
         for format in formats:
             found = RUNNERS[format](bundle.graph(name, format), graph, given)
@@ -86,43 +96,94 @@ def replay_golden(bundle: Bundle) -> None:
                     raise ValueError(f"{name}: {format} differs from the stored output by {difference:.2e}")
 
 
-def publish(run: Path, repository: Path, name: str, version: str, licence: str = "") -> Bundle:
-    """Exports and verifies the run aside, then places `<repository>/<name>/<version>` by one rename.
+@dataclass(frozen=True)
+class Edition:
+    """One bundle that a run makes."""
 
-    The version that serves `name` now is kept serving. Raises ValueError or BundleInvalid; nothing is placed then.
+    name: str
+    run: Path  # folder that `training.export.export` takes
+    scores: dict[str, Any]  # `acceptance` among them
+    provenance: dict[str, Any]
+    attached: tuple[Path, ...]
+    licence: str = ""
+    consistency: float | None = None
+    card: Callable[..., Path] | None = None  # writes the model card: (path, name=, version=, licence=)
+
+    def stage(self, aside: Path, version: str) -> Path:
+        """Exports and verifies the bundle into a repository that is not served from; returns its folder."""
+        attached = self.attached
+        if self.card is not None:
+            licence = self.licence or licence_of(read_json(self.run / RUN))
+            path = aside / f".{self.name}" / CARD
+            path.parent.mkdir()
+            attached += (self.card(path, name=self.name, version=version, licence=licence),)
+        staged = export(
+            self.run,
+            aside,
+            version,
+            self.scores,
+            name=self.name,
+            provenance=self.provenance,
+            attached=attached,
+            licence=self.licence,
+            consistency=self.consistency,
+        )
+        replay_golden(read_bundle(staged))
+        return staged
+
+
+def editions(run: Path, name: str | None = None, licence: str = "") -> list[Edition]:
+    """What a finished run makes: one bundle of a denoiser's; of a super-resolver's its adversarial variant, too.
+
+    Raises ValueError where a stage is not finished, or was made from something else than what is there.
     """
-    require(run, STAGES)
-    require_current(run)
+    if not (run / PIPELINE).exists():
+        raise ValueError(f"{run} holds no run of stages; `medrestore export` takes that of a network by itself")
+    plan = plan_of(read_json(run / PIPELINE))
+    require(run, plan.stages)
+    require_current(run, plan)
     report = read_report(run)
     if not (run / "report" / PUBLIC).exists():
         raise ValueError("the report is of an earlier version; make stage report anew with --redo")
-    if version in versions(repository, name):
-        raise ValueError(f"{name}@{version} exists already; versions are never overwritten")
+    if plan is not DENOISER:
+        from training.superresolution import edition
+
+        return edition.editions(run, name, licence)
+    attached = (run / "report" / PUBLIC, run / "report" / JSON)
+    scores = {"acceptance": report["acceptance"]}
+    return [Edition(name or "denoise", run / "profound", scores, provenance(run), attached, licence)]
+
+
+def publish(run: Path, repository: Path, name: str | None, version: str | None, licence: str = "") -> list[Bundle]:
+    """Exports and verifies the run aside, then places each `<repository>/<name>/<version>` by one rename.
+
+    Without a version each gets the number after its newest one. The version that serves a name now is kept serving.
+    Raises ValueError or BundleInvalid; nothing is placed then.
+    """
+    wanted = [(one, version or next_version(repository, one.name)) for one in editions(run, name, licence)]
+    for one, number in wanted:
+        if not NAME.fullmatch(one.name) or not VERSION.fullmatch(number):
+            raise ValueError(f"{one.name}@{number}: lower-case letters, digits and hyphens; one to three numbers")
+        if number in versions(repository, one.name):
+            raise ValueError(f"{one.name}@{number} exists already; versions are never overwritten")
     repository.mkdir(parents=True, exist_ok=True)
+    placed = []
     with tempfile.TemporaryDirectory(dir=repository, prefix=".publish-") as aside:
-        staged = export(
-            run / "profound",
-            Path(aside),
-            version,
-            {"acceptance": report["acceptance"]},
-            name=name,
-            provenance=provenance(run),
-            attached=(run / "report" / PUBLIC, run / "report" / JSON),
-            licence=licence,
-        )
-        replay_golden(read_bundle(staged))
-        hold_default(repository, name)
-        target = repository / name / version
-        target.parent.mkdir(exist_ok=True)
-        staged.rename(target)
-    return read_bundle(target)
+        staged = [one.stage(Path(aside), number) for one, number in wanted]
+        for folder in staged:
+            hold_default(repository, folder.parent.name)
+            target = repository / folder.parent.name / folder.name
+            target.parent.mkdir(exist_ok=True)
+            folder.rename(target)
+            placed.append(target)
+    return [read_bundle(target) for target in placed]
 
 
-def require_current(run: Path) -> None:
+def require_current(run: Path, plan: Plan = DENOISER) -> None:
     """Raises ValueError where a stage has read what an earlier one has made anew since."""
-    for stage in STAGES:
+    for stage, inputs in plan.inputs.items():
         read = read_json(run / stage / DONE)["fingerprint"]["inputs"]
-        if changed := [name for name in INPUTS[stage] if content_digest(run / name) != read[name]]:
+        if changed := [name for name in inputs if content_digest(run / name) != read[name]]:
             raise ValueError(f"stage {stage} was made from another {changed[0]}; run it again")
 
 
@@ -137,9 +198,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="medrestore publish", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="folder that `medrestore pipeline run` wrote")
+    parser.add_argument("run", type=Path, help="folder of `medrestore pipeline run` or `medrestore train superresolve`")
     parser.add_argument("--to", type=Path, required=True, metavar="REPOSITORY", help="model repository of the service")
-    parser.add_argument("--name", default="denoise", help="of the bundle; default: denoise")
+    parser.add_argument("--name", help="of the bundle; default: denoise, superresolve-x2 or superresolve-x4")
     parser.add_argument("--version", help="default: the number after the newest version")
     parser.add_argument("--licence", default="", help="terms of the weights; default: those of what they started from")
     parser.add_argument("--promote", action="store_true", help="make it the default, if the acceptance table passed")
@@ -149,25 +210,28 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     """Entry point of `medrestore publish`; returns the exit status."""
     options = parse(argv)
-    version = options.version or next_version(options.to, options.name)
-    if not NAME.fullmatch(options.name) or not VERSION.fullmatch(version):
-        raise ValueError(f"{options.name}@{version}: lower-case letters, digits and hyphens; one to three numbers")
-    bundle = publish(options.run, options.to, options.name, version, options.licence)
+    found = publish(options.run, options.to, options.name, options.version, options.licence)
+    return max([settle(bundle, options.to, options.promote) for bundle in found])
+
+
+def settle(bundle: Bundle, repository: Path, wanted: bool) -> int:
+    """Says what was published and, where that is wanted and the table passed, promotes it; the exit status."""
+    name, version = bundle.manifest.name, bundle.manifest.version
     print(f"published {bundle.reference} ({bundle.digest[:12]})")
     acceptance = bundle.manifest.scores["acceptance"]
     for row in acceptance["rows"]:
         if row["verdict"] != PASS:
             print(f"  {row['verdict']}: {row['check']}: {row['asked']}; {row['found'] or row['note']}")
-    if options.promote and acceptance["passed"]:
-        promote(options.to, options.name, version)
+    if wanted and acceptance["passed"]:
+        promote(repository, name, version)
         print(f"promoted: {bundle.reference} is the default now")
-    elif options.promote:
+    elif wanted:
         failed = sum(row["verdict"] == FAIL for row in acceptance["rows"])
         print(f"medrestore: not promoted: the acceptance table has not passed ({failed} failed)", file=sys.stderr)
         return 1
-    elif len(versions(options.to, options.name)) == 1:
-        print(f"it is the only version of {options.name}, so it serves")
+    elif len(versions(repository, name)) == 1:
+        print(f"it is the only version of {name}, so it serves")
     else:
-        serving = default_version(options.to, options.name)
-        print(f"{options.name}@{serving} remains the default; ask for this one as {bundle.reference}")
+        serving = default_version(repository, name)
+        print(f"{name}@{serving} remains the default; ask for this one as {bundle.reference}")
     return 0

@@ -1,4 +1,4 @@
-"""Trains the graphs of one bundle: `medrestore train denoise --config ... --data ... --out ...`."""
+"""Trains the graphs of a denoiser: `medrestore train denoise --config ... --data ... --out ...`."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from training.checkpoint import load_checkpoint
 from training.config import Fit, TrainConfig, read_config
 from training.data.crop import CropMixture
 from training.data.noise import Plane
-from training.data.pair import NoisyPairs, Pairs, ReducedPairs
+from training.data.pair import NoisyPairs, Pairs
 from training.data.source import Source, data_list
-from training.degradation.degradation import build_degradation
 from training.loop import Objective, fit_network
 from training.machine import Machine
-from training.objective import denoising, noise_estimation, superresolution
+from training.objective import denoising, noise_estimation
 from training.start import begin, start_digest, start_record
 
 CONFIGS = Path(__file__).parent / "configs"
 WEIGHTS = "weights.pt"
 RUN = "run.json"
+TASKS = ("denoise", "superresolve")  # the second has stages of its own: `training.superresolution.command`
 
 
 def build_graph(config: TrainConfig, graph: str, fit: Fit) -> nn.Module:
@@ -48,9 +48,6 @@ def build_graph(config: TrainConfig, graph: str, fit: Fit) -> nn.Module:
 def build_pairs(config: TrainConfig, graph: str, fit: Fit, crops: CropMixture) -> Pairs:
     """The dataset of one graph; each graph draws from its own seed."""
     seed = config.seed * 2 + (graph == "estimate")
-    if config.task == "superresolve":
-        degradation = build_degradation(config.degradation, config.scale, None, None)
-        return ReducedPairs(crops, fit.pairs, seed, fit.batch, fit.steps, config.scale, degradation)
     misjudged = 0.0 if graph == "estimate" else 0.1
     return NoisyPairs(crops, fit.pairs, seed, fit.batch, fit.steps, config.noise, misjudged)
 
@@ -62,10 +59,7 @@ def digest(config: TrainConfig, graph: str) -> str:
 
 def build_objective(config: TrainConfig, graph: str, planes: list[Plane]) -> Objective:
     """The loss of one graph, and its scores on the held-back images if there are any."""
-    if config.task == "superresolve":
-        objective = superresolution(planes, config.scale)
-    else:
-        objective = noise_estimation(planes) if graph == "estimate" else denoising(planes)
+    objective = noise_estimation(planes) if graph == "estimate" else denoising(planes)
     return objective if planes else dataclasses.replace(objective, validate=lambda network: {})
 
 
@@ -119,16 +113,22 @@ class Task:
     digest: str  # of everything that decides the weights
 
 
-def fit_graph(task: Task, out: Path, machine: Machine) -> Fabric:
-    """Trains a graph, or goes on with it, and leaves `weights.pt` in its folder below `out`."""
-    fit = task.config.fits[task.graph]
+def launch(machine: Machine, precision: str) -> Fabric:
+    """All processes of the machine."""
     fabric = Fabric(
         accelerator=machine.accelerator,
         devices=machine.devices,
         num_nodes=machine.nodes,
-        precision=fit.precision,  # type: ignore[arg-type]
+        precision=precision,  # type: ignore[arg-type]
     )
     fabric.launch()
+    return fabric
+
+
+def fit_graph(task: Task, out: Path, machine: Machine) -> Fabric:
+    """Trains a graph, or goes on with it, and leaves `weights.pt` in its folder below `out`."""
+    fit = task.config.fits[task.graph]
+    fabric = launch(machine, fit.precision)
     network = fit_network(
         task.network,
         task.pairs,
@@ -161,6 +161,7 @@ def write_run(
     fabric: Fabric,
     digests: dict[str, str],
     start: dict[str, Any] | None,
+    adversarial: bool = False,
 ) -> None:
     """Records what made the weights: configuration, data, start, code, machine, seconds of each graph of `digests`."""
     before = json.loads((out / RUN).read_text(encoding="utf-8")) if (out / RUN).exists() else {}
@@ -177,6 +178,7 @@ def write_run(
         "processes": fabric.world_size,
         "device": str(fabric.device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        **({"adversarial": True} if adversarial else {}),
     }
     partial = out / (RUN + ".part")
     partial.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -184,10 +186,12 @@ def write_run(
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="medrestore train", description=__doc__)
-    parser.add_argument("task", choices=["denoise", "superresolve"])
+    parser = argparse.ArgumentParser(
+        prog="medrestore train", description=__doc__, epilog="medrestore train superresolve --help: its own options"
+    )
+    parser.add_argument("task", choices=TASKS)
     parser.add_argument(
-        "--config", help="a TOML file, or the name of a shipped one (default: denoise, superresolve-x2)"
+        "--config", default="denoise", help="a TOML file, or the name of a shipped one; default: denoise"
     )
     parser.add_argument("--data", type=Path, required=True, help="folder that the sources' folders lie in")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; a second call resumes it")
@@ -203,8 +207,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     """Entry point of `medrestore train`; returns the exit status."""
+    if argv[:1] == ["superresolve"]:
+        from training.superresolution import command
+
+        return command.main(argv[1:])
     options = parse(argv)
-    name = options.config or ("denoise" if options.task == "denoise" else "superresolve-x2")
+    name = options.config
     path = Path(name) if name.endswith(".toml") else CONFIGS / f"{name}.toml"
     config = read_config(path, tuple(options.set))
     if config.task != options.task:

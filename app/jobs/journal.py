@@ -13,6 +13,7 @@ import numpy as np
 from app.jobs.folder import private_file
 from app.pipeline import Record
 from models.imaging.correlation import NoiseCorrelation
+from models.imaging.reduction import Agreement
 
 
 class Journal:
@@ -57,9 +58,11 @@ def _whole_lines(path: Path) -> list[dict[str, Any] | None]:
 def _fields(record: Record) -> dict[str, Any]:
     """Numbers come back from JSON as they were, to the last bit."""
     colour = record.colour and vars(record.colour)
-    return {**vars(record), "removed": record.removed.tolist(), "colour": colour}
+    agreement = record.agreement and vars(record.agreement)
+    return {**vars(record), "removed": record.removed.tolist(), "colour": colour, "agreement": agreement}
 
 
 def _record(fields: dict[str, Any]) -> Record:
     colour = fields["colour"] and NoiseCorrelation(**fields["colour"])
-    return Record(**{**fields, "removed": np.array(fields["removed"]), "colour": colour})
+    agreement = Agreement(**found) if (found := fields.get("agreement")) else None  # absent before there was a guard
+    return Record(**{**fields, "removed": np.array(fields["removed"]), "colour": colour, "agreement": agreement})

@@ -25,7 +25,8 @@ from app.jobs.run import Run
 from app.log import event
 from app.negotiation import choose, formats_of
 from app.offload import whole
-from app.pipeline import EXACT, Options, Record, Stopwatch, check, choose_precision, derive, restore_frames, summarise
+from app.options import Options, guarded
+from app.pipeline import EXACT, Record, Stopwatch, check, choose_precision, derive, restore_frames, summarise
 from app.runner import BulkRunner
 from app.service import Service
 from models.bundle import Bundle, sha256_of
@@ -52,10 +53,12 @@ class Wanted:
     precision: str | None
     accept: str | None
     named: str | None = None  # the model as the caller named it, if he did
+    strict: bool = False
+    min_consistency: float | None = None
 
-    @property
-    def options(self) -> Options:
-        return Options(self.strength, self.sigma)
+    def options(self, bundle: Bundle, otherwise: float) -> Options:
+        """Of the work with this model; see `app.pipeline.guarded`."""
+        return guarded(Options(self.strength, self.sigma, self.min_consistency), self.strict, bundle, otherwise)
 
 
 class RestorationHandler:
@@ -75,20 +78,22 @@ class RestorationHandler:
             opening = open_frames(run.folder / INPUT, self._service.settings.job_limits, self._service.settings.limits)
             source = await asyncio.to_thread(stack.enter_context, opening)
             await whole(asyncio.to_thread(source.check))
-            check(source.image, bundle, wanted.options, self._service.settings.job_limits)
-            precision = choose_precision(source.image, wanted.precision, self._service.settings.fast_for_8_bit)
+            settings = self._service.settings
+            options = wanted.options(bundle, settings.consistency_db)
+            check(source.image, bundle, options, settings.job_limits)
+            precision = choose_precision(source.image, wanted.precision, settings.fast_for_8_bit)
             if not self._service.engine.supports(bundle, precision):
                 precision = EXACT
             try:
-                return await self._restore(run, wanted, bundle, source, precision)
+                return await self._restore(run, wanted, bundle, options, source, precision)
             except (BackendUnavailable, BundleInvalid) as exc:
                 if precision == EXACT:
                     raise
                 event("no fast mode, exact mode serves", logging.WARNING, model=bundle.reference, reason=str(exc))
-            return await self._restore(run, wanted, bundle, source, EXACT)
+            return await self._restore(run, wanted, bundle, options, source, EXACT)
 
     async def _restore(
-        self, run: Run, wanted: Wanted, bundle: Bundle, source: Frames, precision: str
+        self, run: Run, wanted: Wanted, bundle: Bundle, options: Options, source: Frames, precision: str
     ) -> dict[str, Any]:
         engine, image = self._service.engine, source.image
         format = choose(wanted.accept, formats_of(image))
@@ -99,18 +104,17 @@ class RestorationHandler:
         frames = _Disk(run, source, image_after(image, wanted.scale), format, making)
         window = self._service.window(image, bundle, precision)
         runner = BulkRunner(engine, bundle.digest, precision, window, self._service.tiling)
-        options = wanted.options
         await run.progress(frames.done, image.frames)
         async with self._folder.promise(run.id, bytes_needed(run.folder / INPUT, image, wanted.scale)):
-            await restore_frames(frames, range(frames.done, image.frames), bundle, options, runner, Stopwatch())
+            with self._service.booking_refusal(bundle):
+                await restore_frames(frames, range(frames.done, image.frames), bundle, options, runner, Stopwatch())
             evidence = summarise(frames.journal.records, image, bundle)
             derivation = derive(bundle, options, backend, precision, evidence, tiles)
             encoding = asyncio.to_thread(frames.encode, derivation, self._service.settings.policy)
             result = await whole(encoding)
-        self._service.book(wanted.task, image, evidence)
-        facts = facts_of(
-            evidence, bundle.reference, bundle.digest, backend, precision, image.lossy, source_of(image).notes
-        )
+        self._service.book(bundle, image, evidence)
+        made = bundle.reference, bundle.digest, bundle.manifest.adversarial, backend, precision
+        facts = facts_of(evidence, *made, image.lossy, source_of(image).notes)
         outcome = {"facts": facts, "format": format, "media_type": MEDIA_TYPES[format], **result}
         await whole(asyncio.to_thread(_conclude, run.folder, outcome))
         return outcome

@@ -68,6 +68,7 @@ MIGRATIONS = (
     CREATE INDEX pacs_instance_by_position ON pacs_instance (job, position);
     CREATE TRIGGER pacs_instances_go_with_their_job AFTER DELETE ON job
         BEGIN DELETE FROM pacs_instance WHERE job = old.id; END;""",
+    "ALTER TABLE pacs_instance ADD COLUMN consistency REAL;",
 )
 DATABASE = "jobs.sqlite3"  # in the folder of jobs
 BUSY_S = 10.0  # wait for another process's change, such as a backup's

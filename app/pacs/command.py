@@ -33,6 +33,7 @@ RETRIES, PAUSE_S = 60, 2.0  # of `watch`, while the service restarts
 ENDED_WELL = frozenset({"completed"})
 ENDED = frozenset({"completed", "completed_with_gaps", "failed", "cancelled"})
 PROBLEMS = ("jobs", "rules", "dimse")  # what the service tells of itself
+OPTIONS = ("strength", "sigma", "strict", "min_consistency", "precision")
 DONE, FAILED = 0, 1
 
 
@@ -63,6 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
     submit.add_argument("--model", help="name or name@version; default: the operation's")
     submit.add_argument("--strength", type=float, help="of denoise, 0 to 1.5")
     submit.add_argument("--sigma", type=float, help="of denoise: noise level in the image's own units")
+    submit.add_argument("--strict", action="store_true", default=None, help="of superresolve: refuse the inconsistent")
+    submit.add_argument("--min-consistency", type=float, metavar="DB", help="of superresolve: refuse below it")
     submit.add_argument("--precision", choices=("exact", "fast"))
     submit.add_argument("--watch", action="store_true", help="stay until the job has ended")
     watch = verbs.add_parser("watch", help="tell a job's progress until it has ended")
@@ -97,7 +100,7 @@ def show_status(arguments: argparse.Namespace) -> int:
 
 def submit_job(arguments: argparse.Namespace) -> int:
     """Submits a series, and prints the job."""
-    options = {name: getattr(arguments, name) for name in ("strength", "sigma", "precision")}
+    options = {name: getattr(arguments, name) for name in OPTIONS}
     wanted = {name: getattr(arguments, name) for name in ("pacs", "study", "series", "operation", "scale", "model")}
     wanted["options"] = {name: value for name, value in options.items() if value is not None} or None
     with connected(arguments) as client:

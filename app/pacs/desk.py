@@ -17,6 +17,7 @@ from app.jobs.folder import JobFolder
 from app.jobs.run import Handler
 from app.jobs.store import DATABASE, Job, State
 from app.log import event, places
+from app.options import Options, check_options, guarded
 from app.pacs.call import Observe, open_client
 from app.pacs.dicomweb import DicomWeb
 from app.pacs.errors import PacsDenied, PacsError
@@ -239,7 +240,7 @@ class Pacs:
         pacs = request.pacs or names[0]
         if pacs not in self._connections:
             raise OptionError(f"no such PACS; pacs must name one of {', '.join(sorted(names))}")
-        return order_of(request, pacs, self._service.catalogue)
+        return order_of(request, pacs, self._service.catalogue, self._service.settings.consistency_db)
 
     async def _probe(self, connection: Connection) -> PacsError | TimeoutError | None:
         """Why a PACS cannot be used, None where it can."""
@@ -262,8 +263,9 @@ class Pacs:
         )
 
 
-def order_of(request: PacsRequest, pacs: str, catalogue: Catalogue) -> Order:
-    """What a request asks for, with everything that it left to the service. Raises OptionError, BundleError."""
+def order_of(request: PacsRequest, pacs: str, catalogue: Catalogue, consistency_db: float) -> Order:
+    """What a request asks for, with everything that it left to the service: `consistency_db` is what strict mode asks
+    of a model that promises nothing. Raises OptionError, BundleError."""
     options, denoise = request.options, request.operation == "denoise"
     if denoise and request.scale is not None:
         raise OptionError("scale belongs to superresolve; denoise keeps rows and columns")
@@ -273,10 +275,12 @@ def order_of(request: PacsRequest, pacs: str, catalogue: Catalogue) -> Order:
         raise OptionError("strength and sigma belong to denoising; superresolve takes neither")
     scale = request.scale or 1
     bundle = catalogue.lookup(request.model, request.operation, scale)
-    strength = 1.0 if options.strength is None else options.strength
+    asked = Options(1.0 if options.strength is None else options.strength, options.sigma, options.min_consistency)
+    chosen = guarded(asked, options.strict, bundle, consistency_db)
+    check_options(chosen, bundle)
     precision = options.precision or "exact"
-    content = (request.operation, scale, bundle.reference, bundle.digest, strength, options.sigma, precision)
-    return Order(pacs, request.study, request.series, *content)
+    content = (request.operation, scale, bundle.reference, bundle.digest, chosen.strength, chosen.sigma, precision)
+    return Order(pacs, request.study, request.series, *content, chosen.min_consistency)
 
 
 @asynccontextmanager

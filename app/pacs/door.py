@@ -313,7 +313,8 @@ class Door:
         """Raises OptionError, BundleError."""
         order = None
         if work is not None:
-            order = order_of(request_of(door.pacs, candidate, work), door.pacs, self._catalogue).parameters
+            request, otherwise = request_of(door.pacs, candidate, work), self._settings.consistency_db
+            order = order_of(request, door.pacs, self._catalogue, otherwise).parameters
         return Delivery(door.pacs, candidate.study, candidate.series, candidate.instances, door.originals, order)
 
 

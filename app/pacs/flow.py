@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.errors import IdentityDiffers, Quarantined, RunFailed, WorkerLost, status_of
+from app.errors import IdentityDiffers, Inconsistent, Quarantined, RunFailed, WorkerLost, status_of
 from app.jobs.run import Run
 from app.noise import together
 from app.pacs.dicomweb import DicomWeb, Failure
@@ -203,9 +203,10 @@ class Flow:
             return await self._maker.make(instance.source, fetched.path, target)
         except WorkerLost as error:
             await self._defer(instance, error, status_of(error).slug)
-        except (ImageError, RunFailed, Quarantined) as error:
+        except (ImageError, RunFailed, Quarantined, Inconsistent) as error:
             target.unlink(missing_ok=True)
-            await self._settle(instance, Outcome.FAILED, getattr(error, "reason", None) or status_of(error).slug)
+            measured = replace(instance, consistency=getattr(error, "measured_db", None))
+            await self._settle(measured, Outcome.FAILED, getattr(error, "reason", None) or status_of(error).slug)
         return None
 
     def _assert_ours(self, instance: Instance, head: Head) -> None:
@@ -241,8 +242,8 @@ class Flow:
 
     async def _send(self, batch: list[Made]) -> None:
         """Stores one batch and notes what the PACS says of each."""
-        job, noted = self._run.id, [(made.source, made.derived, made.digest) for made in batch]
-        await asyncio.to_thread(self._instances.announce, job, noted)
+        job = self._run.id
+        await asyncio.to_thread(self._instances.announce, job, [made.note for made in batch])
         told = await self._web.store(self._order.study, [made.path for made in batch])
         done = [Instance(m.source, m.derived, Outcome.STORED) for m in batch if m.derived in told.stored]
         await asyncio.to_thread(self._instances.settle, job, done)

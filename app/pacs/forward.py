@@ -19,7 +19,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.errors import Quarantined, RunFailed
+from app.errors import Inconsistent, Quarantined, RunFailed
 from app.jobs.folder import PRIVATE_FOLDER, JobFolder
 from app.jobs.run import Blocked, Run
 from app.noise import together
@@ -164,7 +164,7 @@ class _Forwarding:
         async with self._room:
             try:
                 made = await self._maker.make(head.sop_instance, path, self._out / path.name)
-            except (ImageError, RunFailed, Quarantined):
+            except (ImageError, RunFailed, Quarantined, Inconsistent):
                 return Verdict.REFUSED
         return made.derived
 

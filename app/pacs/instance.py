@@ -44,6 +44,7 @@ class Instance:
     position: int = 0  # in the order of listing, from 0
     attempts: int = 0  # that failed although the PACS was there
     digest: str | None = None  # SHA-256 of the derived pixels, once they were made
+    consistency: float | None = None  # dB, of what was super-resolved: see `app.consistency`
 
 
 class Instances:
@@ -67,26 +68,28 @@ class Instances:
             connection.executemany(
                 "INSERT INTO pacs_instance (job, source, position, derived, state, reason) VALUES (?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET derived = excluded.derived, state = excluded.state, "
-                "reason = excluded.reason, digest = NULL WHERE excluded.derived NOT IN (derived, '')",
+                "reason = excluded.reason, digest = NULL, consistency = NULL "
+                "WHERE excluded.derived NOT IN (derived, '')",
                 [(job, i.source, position + n, i.derived, i.state, i.reason) for n, i in enumerate(found)],
             )
             after, _ = connection.execute(numbers, (job,)).fetchone()
             return int(after - count)
 
     def settle(self, job: str, changed: Sequence[Instance]) -> None:
-        """Writes state and reason of pending instances."""
+        """Writes state, reason and what was measured of pending instances."""
         with self._changing() as connection:
             connection.executemany(
-                "UPDATE pacs_instance SET state = ?, reason = ? WHERE job = ? AND source = ? AND state = 'pending'",
-                [(i.state, i.reason, job, i.source) for i in changed],
+                "UPDATE pacs_instance SET state = ?, reason = ?, consistency = ifnull(?, consistency) "
+                "WHERE job = ? AND source = ? AND state = 'pending'",
+                [(i.state, i.reason, i.consistency, job, i.source) for i in changed],
             )
 
-    def announce(self, job: str, made: Sequence[tuple[str, str, str]]) -> None:
-        """Notes what is about to be stored: source, derived, digest of the derived pixels."""
+    def announce(self, job: str, made: Sequence[Instance]) -> None:
+        """Notes what is about to be stored: UID and digest of what was derived, and what was measured."""
         with self._changing() as connection:
             connection.executemany(
-                "UPDATE pacs_instance SET derived = ?, digest = ? WHERE job = ? AND source = ?",
-                [(derived, digest, job, source) for source, derived, digest in made],
+                "UPDATE pacs_instance SET derived = ?, digest = ?, consistency = ? WHERE job = ? AND source = ?",
+                [(i.derived, i.digest, i.consistency, job, i.source) for i in made],
             )
 
     def found(self, job: str, derived: Collection[str]) -> int:
@@ -131,7 +134,8 @@ class Instances:
         """What failed or was gone is pending again."""
         with self._changing() as connection:
             connection.execute(
-                "UPDATE pacs_instance SET state = 'pending', reason = NULL, attempts = 0, digest = NULL "
+                "UPDATE pacs_instance SET state = 'pending', reason = NULL, attempts = 0, digest = NULL, "
+                "consistency = NULL "
                 "WHERE job = ? AND state IN ('failed', 'gone')",
                 (job,),
             )
@@ -175,7 +179,8 @@ class Instances:
         connection: sqlite3.Connection, job: str, states: Collection[str], after: int = -1, count: int = -1
     ) -> list[Instance]:
         rows = connection.execute(
-            "SELECT source, derived, state, reason, position, attempts, digest FROM pacs_instance WHERE job = ? "
+            "SELECT source, derived, state, reason, position, attempts, digest, consistency FROM pacs_instance "
+            "WHERE job = ? "
             "AND state IN (SELECT value FROM json_each(?)) AND position > ? ORDER BY position LIMIT ?",
             (job, json.dumps(list(states)), after, count),
         )

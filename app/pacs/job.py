@@ -209,7 +209,7 @@ class _Series:
         except PacsGone:
             return None
         made = await self._maker.make(instance.source, source, target)
-        await asyncio.to_thread(self._instances.announce, self._run.id, [(made.source, made.derived, made.digest)])
+        await asyncio.to_thread(self._instances.announce, self._run.id, [made.note])
         return made.digest
 
 

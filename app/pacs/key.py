@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from app.pipeline import Options
+from app.options import Options
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,11 @@ class Order:
     strength: float
     sigma: float | None
     precision: str  # "exact" or "fast"
+    min_consistency: float | None = None  # dB below which an instance is refused
 
     @property
     def options(self) -> Options:
-        return Options(self.strength, self.sigma)
+        return Options(self.strength, self.sigma, self.min_consistency)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -45,7 +46,9 @@ class Order:
 
         The line feed keeps it apart from any key that a caller can send in a header.
         """
-        chosen = {"strength": self.strength, "sigma": self.sigma, "precision": self.precision}
+        chosen: dict[str, Any] = {"strength": self.strength, "sigma": self.sigma, "precision": self.precision}
+        if self.min_consistency is not None:  # others have the keys that they had before there was a guard
+            chosen["min_consistency"] = self.min_consistency
         operation = f"{self.operation} x{self.scale}"
         facts = [self.pacs, self.study, self.series, operation, self.digest, _digest(chosen)]
         return "pacs\n" + _digest(facts)

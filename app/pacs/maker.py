@@ -16,6 +16,7 @@ from app.errors import IdentityDiffers
 from app.jobs.restoration import image_after
 from app.offload import whole
 from app.pacs.header import read_head
+from app.pacs.instance import Instance
 from app.pacs.key import Order
 from app.pacs.row import InstanceRow
 from app.pipeline import EXACT, FAST, Evidence, Record, Stopwatch, check, derive, restore_frames, summarise
@@ -42,6 +43,12 @@ class Made:
     derived: str
     digest: str  # SHA-256 of the derived pixels
     path: Path
+    consistency: float | None  # dB, of what was super-resolved
+
+    @property
+    def note(self) -> Instance:
+        """As a job's rows know it."""
+        return Instance(self.source, self.derived, digest=self.digest, consistency=self.consistency)
 
 
 class Maker:
@@ -96,14 +103,20 @@ class Maker:
         image, bundle, order = frames.image, self._bundle, self._order
         spool = _Spool(frames, target)
         runner = self._runner = self._runner or self._new_runner(image)
-        records = await restore_frames(spool, range(image.frames), bundle, order.options, runner, Stopwatch())
+        try:
+            with self._service.booking_refusal(bundle):
+                records = await restore_frames(spool, range(image.frames), bundle, order.options, runner, Stopwatch())
+        except BaseException:
+            spool.discard()
+            raise
         evidence = summarise(records, image, bundle)
         derivation = self._derivation(self._tiles(*image.pixels.shape[1:3]), evidence)
         after = image_after(image, order.scale)
         await whole(asyncio.to_thread(spool.write, after, derivation, self._now, self._service.settings.policy))
         derived = assert_same_patient(await self.head(source), await self.head(target), self.series)
-        self._service.book(order.operation, image, evidence)
-        return Made(uid, derived, spool.digest, target)
+        self._service.book(bundle, image, evidence)
+        found = evidence.consistency
+        return Made(uid, derived, spool.digest, target, found.psnr if found else None)
 
     def _new_runner(self, image: Image) -> BulkRunner:
         """One for all instances, so that together they have no more tiles in the queue than one image may."""
@@ -129,7 +142,7 @@ class _Spool:
         self._frame = b""
         self._many = source.image.frames > 1
         self._pixels = target.with_suffix(".pixels")
-        self._pixels.unlink(missing_ok=True)
+        self.discard()
 
     @property
     def digest(self) -> str:
@@ -151,6 +164,10 @@ class _Spool:
                 file.write(data)
         else:
             self._frame = data
+
+    def discard(self) -> None:
+        """Deletes the frames of what comes to nothing."""
+        self._pixels.unlink(missing_ok=True)
 
     def write(self, image: Image, derivation: Derivation, now: datetime, policy: Policy) -> None:
         """Writes the derived object; `image` is what comes out, without its pixels."""

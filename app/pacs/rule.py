@@ -35,6 +35,7 @@ from pydantic import (
 
 from app.errors import RuleError
 from app.pacs.candidate import TAGS, Candidate
+from models.imaging.reduction import BEST_DB
 
 
 def _listed(value: object) -> object:
@@ -96,6 +97,8 @@ class WorkOptions(_Table):
 
     strength: float | None = Field(default=None, ge=0, le=1.5)
     sigma: float | None = Field(default=None, gt=0)
+    strict: bool = False
+    min_consistency: float | None = Field(default=None, ge=0, le=BEST_DB)
     precision: Literal["exact", "fast"] | None = None
 
 
@@ -115,6 +118,8 @@ class Work(_Table):
             raise ValueError("superresolve needs scale = 2 or scale = 4")
         if self.operation == "superresolve" and (self.options.strength, self.options.sigma) != (None, None):
             raise ValueError("strength and sigma belong to denoise")
+        if self.operation == "denoise" and (self.options.strict or self.options.min_consistency is not None):
+            raise ValueError("strict and min_consistency belong to superresolve")
         return self
 
 

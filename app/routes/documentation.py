@@ -58,6 +58,11 @@ def _header(description: str, example: str) -> dict[str, Any]:
 HEADERS = {
     "X-Model": _header("model that answered, name@version", "denoise@1"),
     "X-Model-Digest": _header("SHA-256 of its manifest", "9f2c..."),
+    "X-Model-Adversarial": _header(
+        "`true` where the model was trained against a critic: the answer may show texture that was not in the image, "
+        "and is not for measurement; else absent",
+        "true",
+    ),
     "X-Backend": _header("runtime", "onnx"),
     "X-Precision": _header("number format of the computation", "fp32"),
     "X-Noise-Before": _header("RMS noise that was found; denoising only, as the next six", "21.3"),
@@ -76,7 +81,14 @@ HEADERS = {
         "whether the model was trained on noise of such a level and, where its estimator tells that, correlation",
         "true",
     ),
-    "X-Noise-Unit": _header("real-world unit of levels and changes", "HU"),
+    "X-Consistency-PSNR": _header(
+        "of the answer, reduced again, beside the image; dB, peak is the frame's own range of measured values; of "
+        "several frames the worst; 120 is equality; superresolve only, as the next two",
+        "52.4",
+    ),
+    "X-Consistency-RMS": _header("RMS difference of the two, over all frames", "4.1"),
+    "X-Consistency-Max": _header("largest difference of the two in one sample", "37"),
+    "X-Noise-Unit": _header("real-world unit of levels, changes and differences", "HU"),
     "X-Clip-Count": _header("samples cut to the storable range", "0"),
     "X-Input-Lossy": _header("whether the image that was sent had gone through lossy compression (JPEG, ...)", "false"),
     "X-Input-Notes": _header("what decoding changed, where anything", "palette replaced by grey values"),

@@ -187,7 +187,8 @@ async def _receive(request: Request, service: Service, jobs: JobEngine, asked: d
 def _judge(path: Path, hint: str | None, service: Service, jobs: JobEngine, bundle: Bundle, wanted: Wanted) -> int:
     """The number of frames, once nothing speaks against the job that the header can tell."""
     with open_frames(path, service.settings.job_limits, service.settings.limits, hint) as frames:
-        check(frames.image, bundle, wanted.options, service.settings.job_limits)
+        options = wanted.options(bundle, service.settings.consistency_db)
+        check(frames.image, bundle, options, service.settings.job_limits)
         choose(wanted.accept, formats_of(frames.image))
         jobs.folder.check(bytes_needed(path, frames.image, wanted.scale))
         return frames.image.frames
@@ -208,6 +209,8 @@ def _asked(query: JobQuery, accept: str | None) -> dict[str, Any]:
         raise OptionError("scale belongs to superresolve; denoise keeps rows and columns")
     if not denoise and (query.strength is not None or query.sigma is not None):
         raise OptionError("strength and sigma belong to denoising; superresolve takes neither")
+    if denoise and (query.strict or query.min_consistency is not None):
+        raise OptionError("strict and min_consistency belong to superresolve; denoise takes neither")
     if not denoise and query.scale is None:
         raise OptionError("superresolve needs scale=2 or scale=4")
     strength = 1.0 if query.strength is None else query.strength
@@ -219,6 +222,8 @@ def _asked(query: JobQuery, accept: str | None) -> dict[str, Any]:
         "sigma": query.sigma,
         "precision": query.precision,
         "accept": accept,
+        **({"strict": True} if query.strict else {}),  # keys of jobs that were made before there was a guard stay good
+        **({} if query.min_consistency is None else {"min_consistency": query.min_consistency}),
     }
 
 

@@ -32,6 +32,8 @@ def _facts(bundle: Bundle, catalogue: Catalogue) -> ModelFacts:
         default=catalogue.default(manifest.task, manifest.scale) is bundle,
         default_version=catalogue.current(manifest.name) is bundle,
         digest=bundle.digest,
+        adversarial=manifest.adversarial,
+        consistency=manifest.consistency,
         network=manifest.network,
         summary=manifest.summary,
         licence=manifest.licence,

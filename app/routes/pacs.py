@@ -133,7 +133,8 @@ def status_of(found: PacsJob, base: str) -> PacsJobStatus:
     """The document of a job; `base` is the path of all jobs."""
     job, order, counts = found.job, found.order, found.counts
     total = sum(counts.values())
-    chosen = {"strength": order.strength, "sigma": order.sigma} if order.operation == "denoise" else {}
+    denoise = {"strength": order.strength, "sigma": order.sigma}
+    chosen = denoise if order.operation == "denoise" else {"min_consistency": order.min_consistency}
     return PacsJobStatus(
         id=job.id,
         state=found.state,  # type: ignore[arg-type]
@@ -167,7 +168,11 @@ def _note(request: Request, found: PacsJob) -> None:
 
 def _instance(found: Instance) -> PacsInstance:
     return PacsInstance(
-        source=found.source, derived=found.derived or None, state=found.state.value, reason=found.reason
+        source=found.source,
+        derived=found.derived or None,
+        state=found.state.value,
+        reason=found.reason,
+        consistency_psnr=found.consistency,
     )
 
 

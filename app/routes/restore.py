@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from app.facts import fact_headers, facts_of
-from app.pipeline import Options
+from app.options import Options
 from app.routes.documentation import IMAGE_ANSWER, IMAGE_BODY
 from app.routes.exchange import exchange, server_timing
 from app.schemas import CallHeaders, DenoiseQuery, SuperresolveQuery
@@ -26,7 +26,7 @@ async def denoise(
     answer comes in the image's own format, or the one that `Accept` asks for.
     """
     options = Options(query.strength, query.sigma)
-    job = Job("denoise", 1, query.model, options, query.precision, request.headers.get("accept"))
+    job = Job("denoise", 1, query.model, options, False, query.precision, request.headers.get("accept"))
     return _answer(*await exchange(request, job, call, request.app.state.service.restore))
 
 
@@ -34,9 +34,14 @@ async def denoise(
 async def superresolve(
     request: Request, query: Annotated[SuperresolveQuery, Query()], call: Annotated[CallHeaders, Header()]
 ) -> Response:
-    """Doubles or quadruples the rows and columns of one image; spacing and position follow."""
-    scale = int(query.scale)
-    job = Job("superresolve", scale, query.model, Options(), query.precision, request.headers.get("accept"))
+    """Doubles or quadruples the rows and columns of one image; spacing and position follow.
+
+    The answer tells how well it agrees with the image: its stored pixels are reduced again (anti-aliased bicubic,
+    aligned by pixel area) and compared, padding aside. `strict` refuses an answer that does not agree well enough.
+    """
+    options = Options(min_consistency=query.min_consistency)
+    wanted = "superresolve", int(query.scale), query.model, options, query.strict, query.precision
+    job = Job(*wanted, request.headers.get("accept"))
     return _answer(*await exchange(request, job, call, request.app.state.service.restore))
 
 
@@ -47,7 +52,7 @@ def _answer(product: Product, receive_s: float) -> Response:
 def headers_of(product: Product, receive_s: float) -> dict[str, str]:
     """What the headers of an answer tell."""
     making = product.making
-    made = making.model, making.digest, making.backend, making.precision
+    made = making.model, making.digest, making.adversarial, making.backend, making.precision
     headers = {
         **fact_headers(facts_of(product.evidence, *made, making.lossy, making.notes)),
         "X-Queue-Position": str(making.position),

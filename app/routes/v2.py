@@ -20,7 +20,7 @@ from app import problem
 from app.body import Upload
 from app.build import PRODUCT, build_facts
 from app.errors import InvalidBody
-from app.pipeline import Options
+from app.options import Options
 from app.routes import health
 from app.routes.exchange import exchange
 from app.routes.restore import headers_of
@@ -119,6 +119,7 @@ async def model(service: TheService, bundle: TheBundle) -> dict[str, Any]:
             "datatypes": ", ".join(DATATYPES),
             "task": manifest.task,
             "scale": manifest.scale,
+            "adversarial": manifest.adversarial,
             "version": manifest.version,
             "digest": bundle.digest,
         },
@@ -179,7 +180,9 @@ def chosen(job: Job, parameters: dict[str, Any]) -> Job:
         raise OptionError(f"given by the path already: {', '.join(twice)}")
     try:
         if job.task == "superresolve":
-            return replace(job, precision=SuperresolveQuery.model_validate(parameters | given).precision)
+            wanted = SuperresolveQuery.model_validate(parameters | given)
+            options = Options(min_consistency=wanted.min_consistency)
+            return replace(job, options=options, strict=wanted.strict, precision=wanted.precision)
         query = DenoiseQuery.model_validate(parameters | given)
     except ValidationError as exc:
         raise OptionError(reasons(exc)) from exc
@@ -192,16 +195,20 @@ def _job(bundle: Bundle) -> Job:
 
 def _told(product: Product) -> dict[str, Any]:
     """The answer's parameters: what was measured, in `noise_unit`, and how it was made."""
-    evidence, making = product.evidence, product.making
+    evidence, making, consistency = product.evidence, product.making, product.evidence.consistency
     facts = {
         "noise_before": evidence.noise_before,
         "noise_after": evidence.noise_after,
         "removed_rms": evidence.removed_rms,
         "removed_max": evidence.removed_max,
+        "consistency_psnr": consistency.psnr if consistency else None,
+        "consistency_rms": consistency.rms if consistency else None,
+        "consistency_max": consistency.largest if consistency else None,
         "noise_unit": evidence.unit,
         "in_trained_range": evidence.in_trained_range,
         "clipped": evidence.clipped,
         "model_digest": making.digest,
+        "model_adversarial": making.adversarial or None,
         "backend": making.backend,
         "precision": making.precision,
     }

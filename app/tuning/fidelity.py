@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from app.backends.base import Backend
-from app.pipeline import Options, restore
+from app.options import Options
+from app.pipeline import restore
 from app.runner import LocalRunner
 from app.settings import SHIPPED_BUNDLES
 from models.bundle import Bundle

@@ -96,6 +96,7 @@ class Derivation:
     digest: str  # of the bundle, hexadecimal SHA-256
     backend: str
     precision: str
-    options: dict[str, Any]  # strength, sigma: what changes the pixels
+    options: dict[str, Any]  # strength, sigma, min_consistency: what an object depends on
     evidence: dict[str, Any] = field(default_factory=dict)  # noise before and after; not in UIDs
+    adversarial: bool = False  # of the model: it may have invented texture; the digest tells it to UIDs
     tiles: str = ""  # the tile plan, where it changes pixels; empty where any plan gives the same

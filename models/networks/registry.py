@@ -7,25 +7,33 @@ from typing import Any
 
 from torch import nn
 
+from models.networks.blimsr import BliMSR
 from models.networks.blind_spot import DilatedBlindSpot, LightBlindSpot
 from models.networks.cnn_estimate import CnnEstimate
 from models.networks.dynamic import DynamicResidual
+from models.networks.nlsa_upscaler import NLSAUpscaler
 from models.networks.noise_level import NoiseLevel
 from models.networks.self_similarity import SelfSimilarBlindSpot
 from models.networks.ssformer import SSFormer
+from models.networks.ssformer_upscaler import SSFormerUpscaler
 from models.networks.superresolution import ResidualUpscaler
+from models.networks.swinir import SwinIR
 from models.networks.unet import NoiseMapUNet
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "blimsr": BliMSR,
     "cnn-est": CnnEstimate,
     "dbsn": DilatedBlindSpot,
     "dbsn-light": LightBlindSpot,
     "dran": DynamicResidual,
+    "nlsa-upscaler": NLSAUpscaler,
     "noise-level": NoiseLevel,
     "noise-map-unet": NoiseMapUNet,
     "residual-upscaler": ResidualUpscaler,
     "ss-bsn": SelfSimilarBlindSpot,
     "ssformer": SSFormer,
+    "ssformer-upscaler": SSFormerUpscaler,
+    "swinir-light": SwinIR,
 }
 
 

@@ -65,15 +65,20 @@ class Attention(nn.Module):
         order = (0, 5, 3, 1, 4, 2) if self.sparse else (0, 5, 1, 3, 2, 4)
         return tokens.permute(*order).reshape(batch, channels, down * SIDE, across * SIDE)
 
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.gather(x)
+    def mix(self, tokens: Tensor, bias: Tensor) -> Tensor:
+        """Tokens as `gather` gives them -> the same shape; bias (h w or 1, heads, 64, 64) is added to the logits."""
         batch, down, across, _, _, channels = tokens.shape
         qkv = self.qkv(tokens).reshape(batch * down * across, TOKENS, 3, self.heads, channels // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (groups, heads, 64, C / heads)
-        logits = (query * (channels // self.heads) ** -0.5) @ key.transpose(-2, -1) + self.position
-        mixed = logits.float().softmax(dim=-1).to(value.dtype) @ value
+        logits = (query * (channels // self.heads) ** -0.5) @ key.transpose(-2, -1)
+        logits = logits.reshape(batch, down * across, self.heads, TOKENS, TOKENS) + bias
+        mixed = logits.float().softmax(dim=-1).to(value.dtype).flatten(0, 1) @ value
         mixed = mixed.transpose(1, 2).reshape(batch, down, across, SIDE, SIDE, channels)
-        return self.scatter(self.project(mixed))
+        projected: Tensor = self.project(mixed)
+        return projected
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scatter(self.mix(self.gather(x), self.position))
 
 
 ATTENTIONS: dict[str, Callable[[int, int], nn.Module]] = {

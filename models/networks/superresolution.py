@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.networks.layers import ZeroSumConv, residual_blocks
+from models.networks.upscaler import interpolate
 
 
 class ResidualUpscaler(nn.Module):
@@ -27,7 +28,5 @@ class ResidualUpscaler(nn.Module):
         self.tail = nn.Conv2d(channels, scale**2, 3, padding=1, bias=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        # bicubic needs no anti-aliasing upwards; align_corners=False is the pixel-area grid
-        interpolated = F.interpolate(image, scale_factor=float(self.scale), mode="bicubic", align_corners=False)
         features = self.head(image)  # blind to the pedestal; a mean taken off would make tiles differ by rounding
-        return interpolated + F.pixel_shuffle(self.tail(self.body(features)), self.scale)
+        return interpolate(image, self.scale) + F.pixel_shuffle(self.tail(self.body(features)), self.scale)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from app.backends.base import Array, Backend, load
-from app.pipeline import Options, restore
+from app.options import Options
+from app.pipeline import restore
 from app.runner import LocalRunner
 from models.bundle import Bundle
 from models.imaging.codec import decode, encode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
 from app.settings import SHIPPED_BUNDLES
@@ -47,7 +48,7 @@ def large(side: int = 4096, **settings: Any) -> Table:
     pixels = noisy(side, side)
     files = {"PNG": picture(pixels), "DICOM": file_of(dataset_of(pixels))}
     rows = [
-        {"task": path, "format": format, "side": side, **_alone(Request(path, data), settings)}
+        {"task": path, "format": format, "side": side, **alone(Request(path, data), settings)}
         for path in (BUNDLES["denoise"], BUNDLES["superresolve-x2"])
         for format, data in files.items()
     ]
@@ -55,8 +56,9 @@ def large(side: int = 4096, **settings: Any) -> Table:
     return Table("One large image", rows, notes)
 
 
-def _alone(request: Request, settings: dict[str, Any]) -> dict[str, Any]:
-    with serving(SHIPPED_BUNDLES, {"timeout_s": 1800.0, **settings}) as server:
+def alone(request: Request, settings: dict[str, Any], repository: Path = SHIPPED_BUNDLES) -> dict[str, Any]:
+    """What one request to a server of its own takes."""
+    with serving(repository, {"timeout_s": 1800.0, **settings}) as server:
         tree = Tree(server.process.pid)
         idle, cpu, start = tree.rss(), tree.cpu_s(), time.monotonic()
         reply = asyncio.run(closed_loop(server.port, [request], 1))[0]

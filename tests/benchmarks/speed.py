@@ -33,7 +33,8 @@ import numpy as np
 
 from app.backends.base import MODULES, Backend, load, plugin, self_test
 from app.errors import BackendUnavailable
-from app.pipeline import EXACT, FAST, Options, restore
+from app.options import Options
+from app.pipeline import EXACT, FAST, restore
 from app.runner import LocalRunner
 from app.settings import SHIPPED_BUNDLES
 from app.tuning.fidelity import loss, packaged, scaled

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from app.local import Job, Restorer
-from app.pipeline import EXACT, Evidence, Options, derive
+from app.options import Options
+from app.pipeline import EXACT, Evidence, derive
 from app.settings import Settings
 from models.bundle import find_bundle
 from models.imaging.dicom import decode_dicom, derived_uid, is_ours

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import medrestore
-from tests.tiny_bundle import copy_bundle, spoil_golden
+from tests.tiny_bundle import copy_bundle, seal, spoil_golden
 
 
 @pytest.fixture(autouse=True)
@@ -320,6 +320,36 @@ def test_help_names_every_command(capsys) -> None:
     out = capsys.readouterr().out
     for name in ("serve", "denoise", "superresolve", "bundles", "autotune", "train", "evaluate", "export", "pipeline"):
         assert f"\n    {name}" in out
+
+
+def test_superresolve_tells_how_it_agrees_and_refuses_what_does_not(run, noisy, tmp_path) -> None:
+    source = save(tmp_path / "a.png", noisy)
+    status, out, _ = run("superresolve", "--scale", 2, source, tmp_path / "b.png")
+    assert status == 0
+    assert "reduced again" in out
+    assert " dB from the input, RMS " in out
+    for options in (("--min-consistency", 99), ("--strict", "--min-consistency", 99)):
+        status, _, err = run("superresolve", "--scale", 2, *options, source, tmp_path / "c.png")
+        assert status == 1
+        assert "99 dB are required" in err
+        assert not (tmp_path / "c.png").exists()
+
+
+def test_strict_mode_follows_the_setting(run, noisy, tmp_path, monkeypatch) -> None:
+    source = save(tmp_path / "a.png", noisy)
+    for decibels, expected in (("5", 0), ("110", 1)):
+        monkeypatch.setenv("MEDRESTORE_CONSISTENCY_DB", decibels)
+        assert run("superresolve", "--scale", 2, "--strict", source, tmp_path / "b.png")[0] == expected
+
+
+def test_an_adversarial_model_is_warned_of(noisy, repository, tmp_path, capsys) -> None:
+    seal(copy_bundle(repository, "tiny-x2", "tiny-x2-adversarial", "1", scale=2), 2, adversarial=True)
+    words = ["superresolve", "--scale", "2", str(save(tmp_path / "a.png", noisy)), str(tmp_path / "b.png")]
+    for model, warned in (("tiny-x2", False), ("tiny-x2-adversarial", True)):
+        assert medrestore.main([*words, "--model", model, "--repository", str(repository)]) == 0
+        assert ("not for measurement" in capsys.readouterr().err) == warned
+    assert medrestore.main([*words, "--repository", str(repository)]) == 0  # unasked, it is the other one
+    assert "tiny-x2@1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "export", "networks", "pipeline", "publish"])

@@ -5,12 +5,14 @@ Everything is drawn from the generator that is handed in, so a sample is a funct
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from training.data.noise import Plane
-from training.data.source import Source
+from training.data.source import SourceConfig
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,19 @@ def vary_intensity(crop: Plane, rng: np.random.Generator, dark_share: float, inv
     return crop.astype(np.float32, copy=False)
 
 
+class Planes(Protocol):
+    """Images that crops are cut from: `training.data.source.Source`, or files that are opened for every crop."""
+
+    @property
+    def config(self) -> SourceConfig: ...
+    def plane(self, index: int, rng: np.random.Generator) -> Plane: ...
+    def __len__(self) -> int: ...
+
+
 class CropMixture:
     """Draws crops from several sources according to their weights."""
 
-    def __init__(self, sources: list[Source]) -> None:
+    def __init__(self, sources: Sequence[Planes]) -> None:
         weights = np.array([source.config.weight for source in sources], dtype=np.float64)
         self.sources = sources
         self.cumulative = np.cumsum(weights / weights.sum())

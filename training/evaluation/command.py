@@ -14,12 +14,11 @@ from pathlib import Path
 import torch
 
 from training.degradation import recovery
-from training.evaluation import ablation, coloured, denoise, estimate, level, network, pair, real
+from training.evaluation import ablation, coloured, denoise, estimate, level, network, pair, real, superresolve
 from training.evaluation.case import degrade, degrade_all, white
 from training.evaluation.image import SETS, HeldBack, read_group
 from training.evaluation.kernel import read_kernels
 from training.evaluation.score import Comparisons
-from training.evaluation.superresolution import superresolution_table
 from training.evaluation.table import Table, markdown, plain
 from training.evaluation.variant import DEFAULT, read_variants
 from training.restorer import Restorer, Service
@@ -48,12 +47,11 @@ def read_images(options: argparse.Namespace, *groups: str) -> list[HeldBack]:
     return [image for group, count in counts.items() for image in read_group(options.data, options.sets, group, count)]
 
 
-def read_restorers(options: argparse.Namespace, default: str = "denoise") -> dict[str, Restorer]:
-    """The restorers that `--model` names, or the service behind `--url`."""
-    models = options.model or [default]
+def read_restorers(options: argparse.Namespace) -> dict[str, Restorer]:
+    """The denoisers that `--model` names, or the service behind `--url`."""
+    models = options.model or ["denoise"]
     if url := getattr(options, "url", None):
-        task, scale = (options.table, getattr(options, "scale", 1))
-        return {DEFAULT: Service(url, task, models[0], scale, options.precision)}
+        return {DEFAULT: Service(url, "denoise", models[0], 1, options.precision)}
     return read_variants(models, options.repository, options.threads)
 
 
@@ -73,16 +71,6 @@ def denoise_tables(options: argparse.Namespace) -> Tables:
         halves = [denoise.reduced(image) for image in photographs]
         tables["noise_free"] = denoise.untouched_table(halves + medical, restorers)
     return tables
-
-
-def superresolve_tables(options: argparse.Namespace) -> Tables:
-    (restorer,) = read_restorers(options, f"superresolve-x{options.scale}").values()
-    images = [
-        image
-        for group in ("photographs", "medical")
-        for image in read_group(options.data, options.sets, group, options.images)
-    ]
-    return {f"x{options.scale}": superresolution_table(images, options.scale, restorer.restore)}
 
 
 def level_tables(options: argparse.Namespace) -> Tables:
@@ -131,14 +119,6 @@ def real_tables(options: argparse.Namespace) -> Tables:
     }
 
 
-def network_tables(options: argparse.Namespace) -> Tables:
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    entries = network.read_entries(options.entries, options.only)
-    bench = network.Bench(options.out, network.read_base(), options.data, options.minutes)
-    return {"networks": bench.rows(entries, read_images(options, "photographs"))}
-
-
 def degradation_tables(options: argparse.Namespace) -> Tables:
     torch.set_num_threads(options.threads or 1)
     chosen = options.cases, options.seeds, options.photographs, options.steps
@@ -147,14 +127,14 @@ def degradation_tables(options: argparse.Namespace) -> Tables:
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], Tables]]] = {
     "denoise": ("white noise beside BM3D and non-local means", denoise_tables),
-    "superresolve": ("super-resolution beside bicubic interpolation", superresolve_tables),
+    "superresolve": ("super-resolution beside bicubic interpolation", superresolve.tables),
     "ablation": ("variants side by side on known noise, blind and told", ablation_tables),
     "coloured": ("noise of measured colours on clean images", coloured_tables),
     "levels": ("one model over many levels beside specialists", level_tables),
     "estimate": ("noise-level estimates and what they cost", estimate_tables),
     "real": ("really noisy images, nearly clean ones, real pairs", real_tables),
     "degradation": ("does a learned degradation find a known one", degradation_tables),
-    "networks": ("every denoiser network after an equal training budget", network_tables),
+    "networks": ("every network of a task after an equal training budget", network.tables),
 }
 
 
@@ -162,33 +142,35 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="medrestore evaluate", description=__doc__)
     commands = parser.add_subparsers(title="tables", metavar="TABLE", dest="table", required=True)
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, (text, _) in COMMANDS.items()}
-    for command in parsers.values():
-        add_common(command)
+    for name, command in parsers.items():
+        add_common(command, name)
     for name in ("denoise", "superresolve"):
         parsers[name].add_argument("--url", help="a running service; without it the bundle runs in this process")
         parsers[name].add_argument("--precision", choices=["exact", "fast"], help="of the service; default: its own")
     parsers["denoise"].add_argument("--comparators-only", action="store_true", help="fill --cache; needs no model")
-    parsers["superresolve"].add_argument("--scale", type=int, choices=[2, 4], default=2)
+    superresolve.add_options(parsers["superresolve"])
     add_levels(parsers)
     parsers["ablation"].add_argument("--clipped", action="store_true", help="all noise clipped to 8 bits as well")
     parsers["ablation"].add_argument("--ceiling", default=ablation.CEILING, help="the model that knew the noise")
     parsers["real"].add_argument("--panels", type=Path, help="folder for before, after and removed as PNG")
-    add_networks(parsers["networks"])
+    network.add_options(parsers["networks"])
     add_recovery(parsers["degradation"])
     return parser.parse_args(argv)
 
 
-def add_common(command: argparse.ArgumentParser) -> None:
-    """Options of every table."""
-    command.add_argument("--data", type=Path, required=True, help="folder that the sets' folders lie in")
+def add_common(command: argparse.ArgumentParser, table: str) -> None:
+    """Options of every table; the one of super-resolution can do without --data."""
+    choice = table == "superresolve"
+    command.add_argument("--data", type=Path, required=not choice, help="folder that the sets' folders lie in")
     command.add_argument("--sets", type=Path, default=SETS, help="TOML file that names the held-back images")
-    command.add_argument("--images", type=int, default=12, help="photographs; half as many of each medical set")
+    images = "photographs (default: 12); half as many of each medical set" + "; of --set (default: all)" * choice
+    command.add_argument("--images", type=int, default=None if choice else 12, help=images)
     command.add_argument(
         "--model",
         action="append",
         metavar="[NAME=]PLACE",
         help="name or name@version in --repository, REPOSITORY/name[@version], the folder of a bundle or of a "
-        "training run, or a pipeline's OUT for its stage 1; repeatable",
+        "training run, finished or not, or a pipeline's OUT for its stage 1; repeatable",
     )
     command.add_argument("--repository", type=Path, default=BUNDLES)
     command.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0 leaves it to that")
@@ -206,14 +188,6 @@ def add_levels(parsers: Mapping[str, argparse.ArgumentParser]) -> None:
         parsers[name].add_argument(
             "--specialist", action="append", default=[], metavar=f"{noise}=PLACE", help="trained on that noise alone"
         )
-
-
-def add_networks(command: argparse.ArgumentParser) -> None:
-    """Options of the table of networks."""
-    command.add_argument("--out", type=Path, required=True, help="folder of the runs; a second call goes on there")
-    command.add_argument("--minutes", type=float, default=10.0, help="CPU time of each network's training")
-    command.add_argument("--entries", type=Path, default=network.ENTRIES, help="TOML file of networks and sizes")
-    command.add_argument("--only", nargs="+", default=[], metavar="NAME", help="entries of that file; default: all")
 
 
 def add_recovery(command: argparse.ArgumentParser) -> None:

@@ -1,245 +1,58 @@
-"""Every denoiser network after an equal training budget: `medrestore evaluate networks`.
-
-A network's steps follow from its own speed, measured once, so that all spend the same CPU time. What
-was measured is kept with the run, which can be stopped at any moment and goes on where it was.
-"""
+"""`medrestore evaluate networks`: every denoiser or super-resolver network after an equal training budget."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import tempfile
-import time
-import tomllib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import argparse
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from lightning.fabric import Fabric
-from torch import nn
 
-from models.networks.blind_spot import BlindSpotNetwork
-from models.networks.denoiser import Denoiser
-from models.networks.registry import build_network
-from training.config import Fit, TrainConfig, build, read_config
-from training.data.crop import CropMixture, middle
-from training.data.pair import NoisyPairs, PairConfig
-from training.data.source import Source
-from training.evaluation.blind import BlindSpotDenoiser, likelihood_objective
-from training.evaluation.case import degrade_all, white
-from training.evaluation.image import HeldBack
-from training.evaluation.score import score
-from training.evaluation.table import Row, Table, mean
-from training.export import Graph, export_onnx, export_torchscript, fold, graph_of, parity
-from training.loop import fit_network, load_batches, prepare, train_step
-from training.networks import Entry as Sized
-from training.networks import measure
-from training.objective import denoising
+from training.degradation.config import KINDS
+from training.evaluation import bench_denoiser, bench_upscaler
+from training.evaluation.bench import read_entries
+from training.evaluation.bench_denoiser import DenoiserBench
+from training.evaluation.bench_upscaler import UpscalerBench, read_base
+from training.evaluation.image import read_group
+from training.evaluation.reduction import find_learned
+from training.evaluation.table import Table
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-ENTRIES = CONFIGS / "networks.toml"
-LEVELS = (15.0, 25.0, 50.0)
-WARM_UP, TIMED = 2, 5  # steps of the measurement of speed
-REPEATS = 5
-SIDE = 256  # of the image whose time is told
-SCORED_SIDE = 192  # images are cut to it: attention over a whole image takes memory by the square of its area
-PLAN, ROW = "plan.json", "row.json"
+ENTRIES = {"denoise": bench_denoiser.ENTRIES, "superresolve": bench_upscaler.ENTRIES}
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One network of one small size, and how it is trained."""
-
-    name: str
-    network: str  # in models.networks.registry
-    options: dict[str, Any] = field(default_factory=dict)
-    learning_rate: float = 1.5e-3
-    batch: int = 8
-    crop: int = 64
-    precision: str = "bf16-mixed"
-
-
-def read_entries(path: Path = ENTRIES, names: Iterable[str] = ()) -> list[Entry]:
-    """The entries of a file, or those named. Raises ValueError for a name that is not there."""
-    entries = [build(Entry, raw, path.name) for raw in tomllib.loads(path.read_text(encoding="utf-8"))["entries"]]
-    known = {entry.name: entry for entry in entries}
-    if unknown := set(names) - set(known):
-        raise ValueError(f"no entry {unknown.pop()!r} in {path.name}; known: {', '.join(known)}")
-    return [known[name] for name in names] or entries
-
-
-def read_base() -> TrainConfig:
-    """The shipped denoiser's images and noise, of which white noise that nothing clips: what all can learn."""
-    base = read_config(CONFIGS / "denoise.toml")
-    return dataclasses.replace(
-        base, noise=dataclasses.replace(base.noise, coloured_share=0.0, rician_share=0.0), validation=()
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Options of this table alone."""
+    command.add_argument("--task", choices=list(ENTRIES), default="denoise")
+    command.add_argument("--out", type=Path, required=True, help="folder of the runs; a second call goes on there")
+    command.add_argument("--minutes", type=float, default=10.0, help="CPU time of each network's training")
+    command.add_argument(
+        "--entries", type=Path, help="TOML file of networks (and images, of super-resolvers); default: that of the task"
     )
-
-
-def config_of(entry: Entry, base: TrainConfig, steps: int = WARM_UP + TIMED) -> TrainConfig:
-    """How one entry is trained for that many steps."""
-    fit = Fit(
-        network=entry.network,
-        options=entry.options,
-        steps=steps,
-        batch=entry.batch,
-        learning_rate=entry.learning_rate,
-        warmup=min(200, steps // 10),
-        precision=entry.precision,
-        pairs=PairConfig(crop=entry.crop, clip_share=0.0),
+    command.add_argument("--only", nargs="+", default=[], metavar="NAME", help="entries of that file; default: all")
+    command.add_argument("--scale", type=int, choices=[2, 4], default=2, help="of super-resolvers")
+    command.add_argument(
+        "--degradation",
+        nargs="+",
+        choices=KINDS,
+        help="what super-resolvers are trained on; default: bicubic, and mix with --pdm or blind without",
     )
-    return dataclasses.replace(base, restore=fit)
+    command.add_argument("--pdm", type=Path, metavar="DIR", help="a learned degradation, or the run that has it")
 
 
-class Bench:
-    """Trains entries on the images of a configuration, each in a folder of its own below `out`."""
-
-    def __init__(self, out: Path, base: TrainConfig, data: Path, minutes: float) -> None:
-        self.out, self.base, self.minutes = out, base, minutes
-        self.crops = CropMixture([Source(source, data) for source in base.sources])
-
-    def rows(self, entries: Iterable[Entry], images: Sequence[HeldBack]) -> Table:
-        """One row per entry, from its file where it was made before."""
-        return [self.row(entry, images) for entry in entries]
-
-    def row(self, entry: Entry, images: Sequence[HeldBack]) -> Row:
-        folder, digest = self.out / entry.name, self.digest(entry)
-        known = read_kept(folder / ROW, digest)
-        if known is None:
-            trained, steps = self.train(entry, folder, digest)
-            row = {"network": entry.name, "steps": steps, "CPU minutes": self.minutes}
-            known = row | size_columns(entry) | score_columns(trained, images) | export_columns(self.base, trained)
-            keep(folder / ROW, digest, known)
-        return known
-
-    def digest(self, entry: Entry) -> str:
-        """SHA-256 of what decides the row: another budget or configuration needs another folder."""
-        text = json.dumps([dataclasses.asdict(config_of(entry, self.base)), self.minutes], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def train(self, entry: Entry, folder: Path, digest: str) -> tuple[nn.Module, int]:
-        """The trained denoiser in evaluation mode, and its number of steps."""
-        plan = read_kept(folder / PLAN, digest)
-        if plan is None:
-            seconds = self.seconds_per_step(entry)
-            plan = {"seconds_per_step": seconds, "steps": max(1, round(60 * self.minutes / seconds))}
-            keep(folder / PLAN, digest, plan)
-        config = config_of(entry, self.base, plan["steps"])
-        network = start(config)
-        trained = fit_network(
-            network,
-            self.pairs(config),
-            objective_of(network),
-            config.restore,
-            folder,
-            config.digest("restore"),
-            fabric=fabric_of(config),
-            checkpoint_every=config.checkpoint_every,
-            validate_every=config.restore.steps,
-            workers=0,
-        )
-        return (BlindSpotDenoiser(trained) if isinstance(trained, BlindSpotNetwork) else trained), plan["steps"]
-
-    def pairs(self, config: TrainConfig) -> NoisyPairs:
-        fit = config.restore
-        return NoisyPairs(self.crops, fit.pairs, config.seed, fit.batch, fit.steps, config.noise, 0.0)
-
-    def seconds_per_step(self, entry: Entry) -> float:
-        """Median CPU time of a step, samples included, over all threads of the process."""
-        config = config_of(entry, self.base)
-        network = start(config)
-        run, objective, seconds = prepare(network, config.restore, fabric_of(config), None), objective_of(network), []
-        batches = iter(load_batches(self.pairs(config), config.restore, 0, run.fabric, 0))
-        for _ in range(WARM_UP + TIMED):
-            started = time.process_time()
-            train_step(run, objective, next(batches))
-            seconds.append(time.process_time() - started)
-        return float(np.median(seconds[WARM_UP:]))
-
-
-def start(config: TrainConfig) -> nn.Module:
-    """The untrained network, seeded: bare where it is a blind-spot network, else as a denoiser."""
-    torch.manual_seed(config.seed)
-    network = build_network(config.restore.network, config.restore.options)
-    return network if isinstance(network, BlindSpotNetwork) else Denoiser(network)
-
-
-def objective_of(network: nn.Module) -> Any:
-    """Clean pixels teach a denoiser, noisy ones a blind-spot network."""
-    if isinstance(network, BlindSpotNetwork):
-        return likelihood_objective()
-    return dataclasses.replace(denoising([]), validate=lambda network: {})
-
-
-def fabric_of(config: TrainConfig) -> Fabric:
-    return Fabric(accelerator="cpu", devices=1, precision=config.restore.precision)  # type: ignore[arg-type]
-
-
-def keep(path: Path, digest: str, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps({"digest": digest, "values": values}, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-def read_kept(path: Path, digest: str) -> dict[str, Any] | None:
-    """What was kept, or None. Raises ValueError where that belongs to another configuration or budget."""
-    if not path.exists():
-        return None
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if record["digest"] != digest:
-        raise ValueError(f"{path.parent.name}: {path.name} is of another configuration or budget; use another --out")
-    values: dict[str, Any] = record["values"]
-    return values
-
-
-def size_columns(entry: Entry) -> Row:
-    size = measure(Sized(entry.network, entry.options))
-    return {"parameters": size.parameters, "GMAC at 256x256": size.gmacs}
-
-
-def score_columns(trained: nn.Module, images: Sequence[HeldBack]) -> Row:
-    """Mean PSNR and SSIM under white noise, told its level."""
-    scores: dict[str, list[list[float]]] = {}
-    crops = [dataclasses.replace(image, plane=middle(image.plane, SCORED_SIDE)) for image in images]
-    for case in degrade_all(crops, [white(level) for level in LEVELS]):
-        arrays = (case.noisy[None, None], case.noise.law.parameters[None], np.ones(1, np.float32))
-        with torch.no_grad():
-            restored, _ = trained.eval()(*(torch.from_numpy(array) for array in arrays))
-        scores.setdefault(f"white {case.noise.level_255:g}", []).append(score(restored[0, 0].numpy(), case.clean))
-    return {noise: mean(found) for noise, found in scores.items()}
-
-
-def export_columns(base: TrainConfig, trained: nn.Module) -> Row:
-    """Largest difference of each export from eager, or why there is none; seconds of ONNX Runtime on one image."""
-    graph, row = graph_of(base.task, "restore", fold(trained)), Row()
-    with tempfile.TemporaryDirectory() as folder:
-        for format, write in (("onnx", export_onnx), ("torchscript", export_torchscript)):
-            path = Path(folder) / format
-            try:
-                write(graph, path)
-                row[f"{format} parity"] = parity(graph, format, path)
-            except (RuntimeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
-                row[f"{format} parity"] = f"failed: {str(error).splitlines()[0]}"
-        if isinstance(row["onnx parity"], float):
-            row["seconds per image"] = seconds_per_image(graph, Path(folder) / "onnx")
-    return row
-
-
-def seconds_per_image(graph: Graph, path: Path) -> float:
-    """Median CPU time of ONNX Runtime with one thread on one 256x256 image."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-    arrays, seconds = graph.example(1, SIDE, SIDE), []
-    for _ in range(1 + REPEATS):
-        started = time.process_time()
-        session.run(None, arrays)
-        seconds.append(time.process_time() - started)
-    return float(np.median(seconds[1:]))
+def tables(options: argparse.Namespace) -> dict[str, Table]:
+    """The table of the command line."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    path = options.entries or ENTRIES[options.task]
+    entries = read_entries(path, options.only)
+    images = list(read_group(options.data, options.sets, "photographs", options.images))
+    if options.task == "denoise":
+        bench = DenoiserBench(options.out, bench_denoiser.read_base(), options.data, options.minutes)
+        return {"networks": bench.rows(entries, images)}
+    learned = find_learned(options.pdm)
+    kinds = options.degradation or ["bicubic", "mix" if learned else "blind"]
+    benches = [
+        UpscalerBench(options.out, kind, read_base(path, options.scale, kind), options.data, options.minutes, learned)
+        for kind in kinds
+    ]
+    rows = [row for entry in entries for bench in benches for row in bench.rows([entry], images)]
+    return {f"networks x{options.scale}": rows}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from models.bundle import MANIFEST, Bundle, find_bundle, read_bundle
 from training.evaluation.preliminary import WEIGHTS, PreliminaryRestorer
+from training.evaluation.upscaler import RunUpscaler
 from training.report.model import RunModel
 from training.restorer import LocalBundle, Restorer
 from training.train import RUN
 
+RESTORED = "restore"
 DEFAULT = "MedRestore"  # what a model is called that was given no name
 
 
@@ -38,10 +41,16 @@ def read_variants(texts: Iterable[str], repository: Path, threads: int) -> dict[
 
 
 def read_variant(place: str, repository: Path, threads: int) -> Restorer:
-    """A bundle; or, of a folder, what `medrestore train` left there, or the stage 1 of a pipeline run."""
+    """A bundle; or, of a folder, what `medrestore train` left there, or the stage 1 of a pipeline run.
+
+    Of a super-resolver's run it is the network of the stage `restore`; one of another stage has that one's folder.
+    """
     path = Path(place)
+    if (path / RESTORED / RUN).is_file():
+        path = path / RESTORED
     if (path / WEIGHTS).is_file():
         return PreliminaryRestorer(path)
     if (path / RUN).is_file():
-        return RunModel(path)
+        task = json.loads((path / RUN).read_text(encoding="utf-8"))["config"]["task"]
+        return RunUpscaler(path) if task == "superresolve" else RunModel(path)
     return LocalBundle(find_variant(place, repository), threads)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -21,7 +22,9 @@ from training.pipeline.photograph import prepare_clean
 from training.pipeline.record import (
     AUDIT,
     Audit,
+    AuditedImage,
     NoisyImage,
+    Refusal,
     read_audit,
     read_json,
     write_audit,
@@ -72,10 +75,10 @@ def run(out: Path, config: AuditConfig, *, noisy: Path, clean: Path, seed: int) 
     groups = groups_of(intake.frames)
     sides, warnings = partition([frame.set for frame in intake.frames], groups, config.test_share, seed)
     images = [
-        entry(number, frame, scales[frame.set], group, side)
+        NoisyImage(**facts(NOISY, number, frame, scales[frame.set], group, side))
         for number, (frame, group, side) in enumerate(zip(intake.frames, groups, sides, strict=True), 1)
     ]
-    write_noisy(out, images, intake.frames)
+    write_planes(out, NOISY, images, intake.frames, PLAN)
     sets = measure_sets(out, images, by_set(intake.frames), scales, config.correlation_images)
     photographs, refused = prepare_clean(out, clean, config, {image.sha256 for image in images}, seed)
     write_audit(out, Audit(tuple(images), tuple(photographs), (*intake.refused, *refused), sets, tuple(warnings)))
@@ -85,11 +88,16 @@ def findings(out: Path) -> Iterator[str]:
     """What a person should know of an audit: what is used, what was left out and why, what to be wary of."""
     audit = read_audit(out)
     yield f"noisy images: {len(audit.images)}, sets: {len(audit.sets)}, photographs: {len(audit.clean)}"
-    if left_out := audit.refused:
-        yield f"files left out: {len(left_out)}; audit.json lists them all"
-        yield from (f"left out: {refusal.source}: {refusal.reason}" for refusal in left_out[:SHOWN])
+    yield from left_out(audit.refused)
     yield from (f"note: {warning}" for warning in audit.warnings)
     yield from (f"note: {name}: {warning}" for name, found in audit.sets.items() for warning in found.warnings)
+
+
+def left_out(refused: Sequence[Refusal]) -> Iterator[str]:
+    """The files that cannot be used: how many, and the first of them."""
+    if refused:
+        yield f"files left out: {len(refused)}; audit.json lists them all"
+        yield from (f"left out: {refusal.source}: {refusal.reason}" for refusal in refused[:SHOWN])
 
 
 def require_enough(folder: Path, intake: Intake) -> None:
@@ -116,33 +124,36 @@ def groups_of(frames: Sequence[Frame]) -> list[str]:
     return [f"g{numbers.setdefault(frame.patient, len(numbers) + 1):05}" for frame in frames]
 
 
-def entry(number: int, frame: Frame, scale: Scale, group: str, side: str) -> NoisyImage:
-    """What the audit says of one plane."""
-    return NoisyImage(
-        id=f"n{number:06}",
-        file=(NOISY / f"n{number:06}.npy").as_posix(),
-        sha256=frame.sha256,
-        source=frame.source,
-        set=frame.set,
-        modality=frame.modality,
-        group=group,
-        split=side,
-        rows=frame.rows,
-        columns=frame.columns,
-        low=scale.low,
-        high=scale.high,
-        frame=frame.frame,
-    )
+def facts(folder: Path, number: int, frame: Frame, scale: Scale, group: str, side: str) -> dict[str, Any]:
+    """What the audit says of one plane, by the names of `AuditedImage`; its id begins as the folder's name does."""
+    name = f"{folder.name[0]}{number:06}"
+    return {
+        "id": name,
+        "file": (folder / f"{name}.npy").as_posix(),
+        "sha256": frame.sha256,
+        "source": frame.source,
+        "set": frame.set,
+        "modality": frame.modality,
+        "group": group,
+        "split": side,
+        "rows": frame.rows,
+        "columns": frame.columns,
+        "low": scale.low,
+        "high": scale.high,
+        "frame": frame.frame,
+    }
 
 
-def write_noisy(out: Path, images: Sequence[NoisyImage], frames: Sequence[Frame]) -> None:
+def write_planes(
+    out: Path, folder: Path, images: Sequence[AuditedImage], frames: Sequence[Frame], plan_file: Path
+) -> None:
     """Writes the planes that are not there yet; planes of another plan are deleted first."""
     plan = [asdict(image) for image in images]
-    if not (out / PLAN).exists() or read_json(out / PLAN) != plan:
+    if not (out / plan_file).exists() or read_json(out / plan_file) != plan:
         (out / AUDIT).unlink(missing_ok=True)
-        for stale in (out / NOISY).glob("*"):
+        for stale in (out / folder).glob("*"):
             stale.unlink()
-        write_json(out / PLAN, plan)
+        write_json(out / plan_file, plan)
     pairs = zip(images, frames, strict=True)
     wanted = [(image, frame) for image, frame in pairs if not (out / image.file).exists()]
     files = [list(members) for _, members in groupby(wanted, key=lambda pair: pair[0].source)]

@@ -24,14 +24,14 @@ PRELIMINARY_IMAGES = Path("preliminary", "images")
 
 
 @dataclass(frozen=True)
-class NoisyImage:
-    """One noisy plane of the audit."""
+class AuditedImage:
+    """One plane of an audit."""
 
     id: str  # "n000001"
     file: str  # "audit/noisy/n000001.npy"
     sha256: str  # of the original file
-    source: str  # path of the original, relative to the noisy folder
-    set: str  # a key of Audit.sets
+    source: str  # path of the original, relative to the folder that was read
+    set: str  # a key of the audit's sets
     modality: str
     group: str  # opaque hash of the patient or study: never split
     split: str  # "train" or "test"
@@ -40,6 +40,10 @@ class NoisyImage:
     low: float  # real values that map to 0 ...
     high: float  # ... and to 1
     frame: int = 0
+
+
+class NoisyImage(AuditedImage):
+    """One noisy plane of a denoiser's audit."""
 
 
 @dataclass(frozen=True)

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from training.machine import Machine
-from training.pipeline.config import PipelineConfig
+from training.pipeline.plan import DENOISER, Plan
 from training.pipeline.stage import (
     DONE,
-    STAGES,
     Fingerprint,
     begin,
     check,
+    content_digest,
     discard,
     done,
     fingerprint,
     finish,
-    folder_digest,
     provenance,
     recorded,
     require,
@@ -30,47 +29,54 @@ from training.pipeline.stage import (
 from training.pipeline.team import Team
 
 LOCK = ".lock"
-TOGETHER = ("preliminary", "profound")  # these train, with all processes; the others are the first one's
 
 
 @dataclass(frozen=True)
 class Folders:
-    """Where the images of a run lie."""
+    """Where the images of a denoiser's run lie."""
 
     noisy: Path | None
     clean: Path | None
 
-    def digests(self, out: Path) -> dict[str, str]:
-        """The hashes of both; those on record where the audit is done and the originals are out of reach."""
-        before = recorded(out, "audit")
-        found = {}
-        for name, folder in (("noisy", self.noisy), ("clean", self.clean)):
-            if folder is not None and folder.is_dir():
-                found[name] = folder_digest(folder)
-            elif before and (out / "audit" / DONE).exists():
-                found[name] = before.inputs[name]
-            elif folder is None:
-                raise ValueError(f"--{name} is missing: the folder of {name} images")
-            else:
-                raise ValueError(f"--{name} {folder} is no folder")
-        return found
-
 
 @dataclass(frozen=True)
 class Job:
-    """One call of `medrestore pipeline run`."""
+    """One call of a command that runs stages."""
 
     out: Path
-    folders: Folders
-    config: PipelineConfig
+    folders: Any  # a dataclass with a `Path | None` for each thing of `plan.outside`
+    config: Any  # a dataclass with a section for each stage, and the seed
     machine: Machine
     only: str | None = None
     redo: bool = False
+    plan: Plan = DENOISER
 
     def fingerprint(self, stage: str) -> Fingerprint:
         """What the stage would be made from now."""
-        more = self.folders.digests(self.out) if stage == "audit" else None
-        return fingerprint(self.out, stage, getattr(self.config, stage), self.config.seed, more)
+        return self.made_from(stage, outside(self, stage))
+
+    def made_from(self, stage: str, more: dict[str, str]) -> Fingerprint:
+        """The same, where it reads `more` from outside of the run's folder."""
+        return fingerprint(self.out, stage, getattr(self.config, stage), self.config.seed, more, self.plan)
+
+
+def outside(job: Job, stage: str) -> dict[str, str]:
+    """The hashes of what a stage reads from outside; those on record where it is done and that is out of reach."""
+    before = recorded(job.out, stage) if (job.out / stage / DONE).exists() else None
+    found = {}
+    for name, place in job.plan.outside.items():
+        if place.stage != stage:
+            continue
+        path: Path | None = getattr(job.folders, name)
+        if path is not None and (path.is_file() if place.file else path.is_dir()):
+            found[name] = content_digest(path)
+        elif before and name in before.inputs:
+            found[name] = before.inputs[name]
+        elif path is not None:
+            raise ValueError(f"--{name} {path} is no {'file' if place.file else 'folder'}")
+        elif place.required:
+            raise ValueError(f"--{name} is missing: {place.what}")
+    return found
 
 
 @contextmanager
@@ -104,31 +110,33 @@ def duration(seconds: float) -> str:
 
 def refuse_other_configurations(job: Job) -> None:
     """Raises ValueError, before anything is computed, where a stage was made with other settings."""
-    for stage in [job.only] if job.only else STAGES:
+    for stage in [job.only] if job.only else job.plan.stages:
         before = recorded(job.out, stage)
-        if before and not job.redo:
-            wanted = fingerprint(job.out, stage, getattr(job.config, stage), job.config.seed)
+        if before and not job.redo and stage not in job.plan.remade:
+            wanted = job.made_from(stage, {})
             check(job.out, stage, Fingerprint(wanted.config, wanted.seed, before.inputs))
 
 
 def prepare(job: Job, stage: str) -> Fingerprint | None:
     """Makes room for a stage; None where it is done already."""
-    require(job.out, STAGES[: STAGES.index(stage)])
+    require(job.out, job.plan.stages[: job.plan.stages.index(stage)])
     wanted = job.fingerprint(stage)
     if done(job.out, stage, wanted.digest) and not (job.redo and job.only):
         return None
-    if job.redo and (job.only or recorded(job.out, stage) != wanted):
+    redo = job.redo or stage in job.plan.remade
+    if redo and (job.only or recorded(job.out, stage) != wanted):
         discard(job.out, stage)
     begin(job.out, stage, wanted)
     return wanted
 
 
-def run_all(job: Job, team: Team, runners: dict[str, Callable[[Job], None]], say: Callable[[str], None]) -> None:
+def run_all(job: Job, team: Team, runners: Mapping[str, Callable[[Job], None]], say: Callable[[str], None]) -> None:
     """Runs what is not done yet; `say` gets one line whenever a stage begins or ends."""
-    for number, stage in enumerate(STAGES, 1):
+    stages = job.plan.stages
+    for number, stage in enumerate(stages, 1):
         if job.only not in (None, stage):
             continue
-        title = f"[{number}/{len(STAGES)}] {stage:12}"
+        title = f"[{number}/{len(stages)}] {stage:12}"
         wanted = team.alone(lambda: prepare(job, stage))  # noqa: B023 - called at once
         if wanted is None:
             say(f"{title} done before")
@@ -142,7 +150,7 @@ def run_one(job: Job, team: Team, stage: str, wanted: Fingerprint, run: Callable
     """Runs a stage and marks it as done; returns its seconds."""
     code: dict[str, Any] = provenance()  # now, because the working tree may move on while the stage lasts
     started = time.monotonic()
-    if stage in TOGETHER:
+    if stage in job.plan.together:
         run(job)
     else:
         team.alone(lambda: run(job))

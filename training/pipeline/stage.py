@@ -23,42 +23,12 @@ import torch
 
 from models.bundle import sha256_of
 from training.checkpoint import NAME as CHECKPOINT
+from training.pipeline.plan import DENOISER, Plan
 from training.pipeline.record import read_json, write_json
 from training.train import commit
 
-STAGES = ("audit", "preliminary", "synthesis", "profound", "report")
-INPUTS = {
-    "audit": (),  # reads the folders of the hospital: `folder_digest`
-    "preliminary": ("audit/audit.json", "audit/noisy"),
-    "synthesis": ("audit/audit.json", "audit/noisy", "preliminary/table.json", "preliminary/images"),
-    "profound": (
-        "audit/audit.json",
-        "audit/noisy",
-        "audit/clean",
-        "preliminary/table.json",
-        "preliminary/images",
-        "synthesis/population.json",
-        "synthesis/laws.json",
-    ),
-    "report": (
-        "audit/audit.json",
-        "audit/noisy",
-        "audit/clean",
-        "preliminary/table.json",
-        "preliminary/images",
-        "synthesis/population.json",
-        "synthesis/synthesis.json",
-        "profound/run.json",
-        "profound/estimate/weights.pt",
-        "profound/restore/weights.pt",
-    ),
-}
+STAGES, INPUTS = DENOISER.stages, DENOISER.inputs
 DONE, STARTED = "stage.json", "started.json"
-PRIVATE = {  # settings that may name folders or files of the hospital or of this machine, by section
-    "audit": ("include", "exclude", "rules", "clean_include", "clean_exclude", "clean_test"),
-    "profound": ("start",),
-    "report": ("alone", "scores"),
-}
 SHOWN = 8  # differences named in a refusal
 
 
@@ -87,17 +57,21 @@ class Fingerprint:
         return lines + [f"{n} has changed" for n in sorted(names) if self.inputs.get(n) != other.inputs.get(n)]
 
 
-def public_config(config: dict[str, Any]) -> dict[str, Any]:
+def public_config(config: dict[str, Any], plan: Plan = DENOISER) -> dict[str, Any]:
     """A run's configuration as it may leave the hospital: what could name a folder is its hash."""
-    found = {}
-    for section, values in config.items():
-        private = PRIVATE.get(section, ())
-        found[section] = (
-            {key: f"sha256:{digest_of(v)}" if key in private and v else v for key, v in values.items()}
-            if isinstance(values, dict)
-            else values
-        )
-    return found
+    for section, keys in plan.private.items():
+        for key in keys:
+            config = hidden(config, [section, *key.split(".")])
+    return config
+
+
+def hidden(table: dict[str, Any], keys: list[str]) -> dict[str, Any]:
+    """The same with a hash in place of what lies under these keys, one inside the other, if anything does."""
+    first, *rest = keys
+    value = table.get(first)
+    if not value or (rest and not isinstance(value, dict)):
+        return table
+    return table | {first: hidden(value, rest) if rest else f"sha256:{digest_of(value)}"}
 
 
 def digest_of(value: Any) -> str:
@@ -131,10 +105,12 @@ def content_digest(path: Path) -> str:
     return sha256_of(path) if path.is_file() else "absent"
 
 
-def fingerprint(out: Path, stage: str, config: Any, seed: int, more: dict[str, str] | None = None) -> Fingerprint:
+def fingerprint(
+    out: Path, stage: str, config: Any, seed: int, more: dict[str, str] | None = None, plan: Plan = DENOISER
+) -> Fingerprint:
     """The fingerprint that a stage has now; `more` are the hashes of what it reads outside the run's folder."""
     plain = json.loads(json.dumps(dataclasses.asdict(config)))  # as it will be read back: tuples are lists
-    inputs = {name: content_digest(out / name) for name in INPUTS[stage]}
+    inputs = {name: content_digest(out / name) for name in plan.inputs[stage]}
     return Fingerprint(plain, seed, inputs | (more or {}))
 
 

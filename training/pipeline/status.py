@@ -1,4 +1,4 @@
-"""`medrestore pipeline status OUT`: one line per stage."""
+"""`medrestore pipeline status OUT`: one line per stage, of either kind of run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from training.pipeline.record import PIPELINE, read_json
 from training.pipeline.sequence import busy, duration
-from training.pipeline.stage import DONE, STAGES, STARTED
+from training.pipeline.stage import DONE, STARTED
+from training.superresolution.plan import plan_of
 
 
 def show_status(out: Path) -> int:
@@ -18,9 +19,10 @@ def show_status(out: Path) -> int:
         raise ValueError(f"{out} holds no pipeline run")
     record = read_json(out / PIPELINE)
     print(f"{out}: preset {record['preset']}, seed {record['seed']}, {'at work' if busy(out) else 'not running'}")
-    for number, stage in enumerate(STAGES, 1):
-        print(f"[{number}/{len(STAGES)}] {stage:12} {state(out, stage, record['config'])}")
-    return 0 if all((out / stage / DONE).exists() for stage in STAGES) else 1
+    stages = plan_of(record).stages
+    for number, stage in enumerate(stages, 1):
+        print(f"[{number}/{len(stages)}] {stage:12} {state(out, stage, record['config'])}")
+    return 0 if all((out / stage / DONE).exists() for stage in stages) else 1
 
 
 def state(out: Path, stage: str, config: dict[str, Any]) -> str:
@@ -38,10 +40,15 @@ def progress(folder: Path, config: dict[str, Any]) -> Iterator[str]:
         with path.open(newline="") as stream:
             rows = list(csv.DictReader(stream))
         seconds = [row for row in rows if row["key"] == "seconds"]
-        part = config.get(path.parent.name)
-        total = part.get("steps") if isinstance(part, dict) else None
+        total = steps_of(config, path.parent.name)
         if not seconds or not total:
             continue
         step, spent = int(seconds[-1]["step"]), float(seconds[-1]["value"])
         left = f", {duration(spent / step * (total - step))} left" if step < total else ""
         yield f"{path.parent.name}: step {step} of {total}{left}"
+
+
+def steps_of(config: dict[str, Any], name: str) -> int | None:
+    """How many steps a stage's configuration wants of a fit; where it has but one, that need not be named."""
+    parts = (config.get(name), config.get("fit"), config.get("learned", {}).get("fit"))
+    return next((part["steps"] for part in parts if isinstance(part, dict) and "steps" in part), None)

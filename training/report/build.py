@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,24 +15,35 @@ import numpy as np
 from training.data.crop import middle
 from training.data.noise import Population, correlations
 from training.noise.population import read_population
-from training.pipeline.record import PIPELINE, Audit, NoiseRow, read_audit, read_json, read_table, write_json
-from training.pipeline.stage import DONE, STAGES, public_config
+from training.pipeline.record import Audit, NoiseRow, read_audit, read_json, read_table, write_json
 from training.report.acceptance import accept
 from training.report.config import ReportConfig
 from training.report.measure import Restored, measure_set, restore_set, shown_images
 from training.report.model import RunModel
+from training.report.page import (
+    HTML,
+    JSON,
+    NAMES,
+    PUBLIC,
+    SAME,
+    curves_section,
+    finite,
+    marked_up,
+    numbered,
+    read_report,
+    refusals,
+    run_section,
+    seen_before,
+    write_page,
+)
 from training.seeds import sample_generator
-from training.start import trained_on
 from training.train import RUN
 
-JSON, HTML, NAMES = "report.json", "report.html", "sets.json"
-PUBLIC = Path("public", HTML)  # without pictures: as a bundle carries it, which may leave the hospital
+__all__ = ["HTML", "JSON", "NAMES", "PUBLIC", "RunModel", "read_report", "run"]
+
 POPULATION = Path("synthesis", "population.json")
 SYNTHESIS = Path("synthesis", "synthesis.json")
-TEMPLATE = Path(__file__).with_name("template.html")
-SAME = r"the same file as .*"
 DRAWN = 400  # laws shown of the learned population
-CURVE_POINTS = 300  # of each training curve, spread evenly
 
 
 def run(out: Path, config: ReportConfig, *, seed: int) -> None:
@@ -83,11 +91,7 @@ def nameless(
 
     Folders, which sets are called after, may name a patient; so may the reason why a file was refused.
     """
-    numbers: Counter[str] = Counter()
-    names = {}
-    for name in sorted(audit.sets):
-        numbers[modality := audit.sets[name].modality] += 1
-        names[name] = name if name_sets else f"{modality} {numbers[modality]}"
+    names = numbered({name: record.modality for name, record in audit.sets.items()}, name_sets)
 
     def plain(text: str) -> str:
         name, colon, rest = text.partition(": ")
@@ -104,28 +108,6 @@ def nameless(
         warnings=tuple(map(plain, audit.warnings)),
     )  # fmt: skip
     return renamed, [dataclasses.replace(row, set=names[row.set]) for row in table], {v: k for k, v in names.items()}
-
-
-def finite(value: Any) -> Any:
-    """The same document, six digits of each number, and None in place of what JSON has no number for."""
-    if isinstance(value, dict):
-        return {str(key): finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
-
-
-def run_section(out: Path) -> dict[str, Any]:
-    """What made the run; folders of the hospital are left out."""
-    record = read_json(out / PIPELINE) if (out / PIPELINE).exists() else {}
-    stages = {}
-    for stage in STAGES:
-        if (path := out / stage / DONE).exists() and stage != "report":
-            stages[stage] = {key: value for key, value in read_json(path).items() if key != "fingerprint"}
-    kept = {key: record.get(key, "unknown") for key in ("preset", "seed", "commit")}
-    return {**kept, "config": public_config(record.get("config", {})), "stages": stages}
 
 
 def data_section(audit: Audit, start: dict[str, Any] | None) -> dict[str, Any]:
@@ -148,7 +130,6 @@ def data_section(audit: Audit, start: dict[str, Any] | None) -> dict[str, Any]:
             "correlation": record.correlation,
             "warnings": list(record.warnings),
         }
-    refused = Counter(refusal.reason for refusal in audit.refused)
     return {
         "noisy": len(audit.images),
         "clean": len(audit.clean),
@@ -156,16 +137,13 @@ def data_section(audit: Audit, start: dict[str, Any] | None) -> dict[str, Any]:
         "clean_test": sum(image.split == "test" for image in audit.clean),
         "sets": sets,
         "warnings": [*audit.warnings, *start_warnings(audit, start)],
-        "refused": [{"reason": reason, "files": files} for reason, files in sorted(refused.items())],
+        "refused": refusals(audit.refused),
     }
 
 
 def start_warnings(audit: Audit, start: dict[str, Any] | None) -> list[str]:
     """A line where clean images held back here were trained on before: their scores say little of new images."""
-    held_back = {image.sha256 for image in audit.clean if image.split == "test"}
-    if not (known := held_back & trained_on(start)) or not start:
-        return []
-    return [f"{len(known)} of {len(held_back)} held-back clean images had a part in the training of {start['bundle']}"]
+    return seen_before({image.sha256 for image in audit.clean if image.split == "test"}, start, "clean")
 
 
 def noise_section(table: Sequence[NoiseRow]) -> dict[str, Any]:
@@ -200,43 +178,13 @@ def population_section(population: Population, table: Sequence[NoiseRow], seed: 
     }
 
 
-def curves_section(out: Path) -> dict[str, Any]:
-    """Training curves, thinned out: stage -> quantity -> log -> [[step, value], ...]."""
-    found: dict[str, Any] = {}
-    for stage in STAGES:
-        paths = sorted((out / stage).rglob("log.csv"))
-        for path in [p for p in paths if p.parent != out / stage] or paths:
-            name = path.parent.relative_to(out / stage).as_posix()
-            with path.open(newline="") as stream:
-                for row in csv.DictReader(stream):
-                    if row["key"] != "seconds":
-                        quantity = found.setdefault(stage, {}).setdefault(row["key"], {})
-                        quantity.setdefault(name, []).append([int(row["step"]), float(row["value"])])
-    for stage in found.values():
-        for quantity in stage.values():
-            for label, rows in quantity.items():
-                kept = np.unique(np.linspace(0, len(rows) - 1, CURVE_POINTS).round().astype(int))
-                quantity[label] = [rows[i] for i in kept]
-    return found
-
-
 def write_html(path: Path, report: dict[str, Any], panels: dict[str, list[dict[str, Any]]]) -> None:
-    """One file that needs nothing else: styles, plots and pictures lie in it."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    text = template.render(report=report, figures=figures(report), panels=panels)
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    """The report's page, with those panels."""
+    write_page(path, "template.html", report=report, figures=figures(report), panels=panels)
 
 
 def figures(report: dict[str, Any]) -> dict[str, Any]:
     """Every plot, as markup."""
-    from markupsafe import Markup
-
     from training.report import figure
 
     sets, noise, people = report["sets"], report["noise"], report["population"]
@@ -257,10 +205,7 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
         "correlation": maps,
         "gains": figure.gains(report["acceptance"]["scores"]) if report["acceptance"]["scores"] else "",
     }  # fmt: skip
-    return {
-        key: {k: Markup(v) for k, v in value.items()} if isinstance(value, dict) else Markup(value)
-        for key, value in found.items()
-    }
+    return marked_up(found)
 
 
 def panels(restored: dict[str, list[Restored]], config: ReportConfig) -> dict[str, list[dict[str, Any]]]:
@@ -279,12 +224,3 @@ def panels(restored: dict[str, list[Restored]], config: ReportConfig) -> dict[st
             split = "held back" if image.record.split == "test" else "used in training"
             found.setdefault(name, []).append({"id": image.record.id, "split": split, "images": pictures})
     return found
-
-
-def read_report(out: Path) -> dict[str, Any]:
-    """`report/report.json` of a run. Raises ValueError where there is none."""
-    path = out / "report" / JSON
-    if not path.exists():
-        raise ValueError(f"{out} has no report; run the stage report first")
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return report

@@ -192,6 +192,53 @@ def training_curves(curves: Mapping[str, Mapping[str, Sequence[Sequence[float]]]
 
 
 @styled
+def grouped_curves(name: str, groups: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> str:
+    """One plot per group, three beside each other: `groups[title][label]` are rows [step, value].
+
+    Several positive quantities of different size share a logarithmic scale.
+    """
+    from matplotlib.figure import Figure
+
+    columns, rows = min(3, len(groups)), -(-len(groups) // 3)
+    figure = Figure(figsize=(3.6 * columns, 2.8 * rows), layout="constrained")
+    plots = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for plot in plots[len(groups) :]:
+        plot.set_visible(False)
+    for plot, (title, lines) in zip(plots, groups.items(), strict=False):
+        everything = []
+        for number, (label, points) in enumerate(lines.items()):
+            steps, values = np.array(points, dtype=float).T
+            marker = "o" if len(steps) < 8 else None
+            plot.plot(steps, values, color=COLOURS[number % 8], label=label, marker=marker, markersize=2.5)
+            everything += list(values)
+        if min(everything) > 0 and max(everything) > 20 * min(everything):
+            plot.set(yscale="log")
+        plot.set(title=title, xlabel="step")
+        plot.legend()
+    return svg(figure, f"training curves {name}")
+
+
+@styled
+def method_gains(scores: Sequence[Mapping[str, Any]]) -> str:
+    """Gain in PSNR over bicubic interpolation of every other method, by set and way of reduction."""
+    cases = list(dict.fromkeys((row["set"], row["degradation"]) for row in scores))
+    methods = [m for m in dict.fromkeys(row["method"] for row in scores) if m != "bicubic"]
+    found = {(row["set"], row["degradation"], row["method"]): row["gain"] for row in scores}
+    figure, (plot,) = axes(1, max(4.6, 1.3 * len(cases)))
+    place, width = np.arange(len(cases)), 0.8 / len(methods)
+    for number, method in enumerate(methods):
+        values = [found.get((*case, method)) or 0.0 for case in cases]
+        plot.bar(
+            place + (number - (len(methods) - 1) / 2) * width, values, 0.9 * width, color=COLOURS[number], label=method
+        )
+    plot.axhline(0, color=INK, linewidth=0.8)
+    plot.set_xticks(place, ["\n".join(case) for case in cases])
+    plot.set(ylabel="PSNR over bicubic, dB")
+    plot.legend()
+    return svg(figure, "gain in PSNR")
+
+
+@styled
 def gains(scores: Sequence[Mapping[str, Any]]) -> str:
     """Gain over BM3D told the level (over the noisy image where BM3D is not there), for every noise."""
     base = "BM3D" if "BM3D" in scores[0] else "noisy"

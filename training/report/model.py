@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.config import TrainConfig, build
+from training.config import recorded_config
 from training.data.noise import NoiseLaw, Plane
 from training.export import load_graphs
 from training.train import RUN
@@ -20,7 +20,7 @@ class RunModel:
     def __init__(self, run: Path) -> None:
         record = json.loads((run / RUN).read_text(encoding="utf-8"))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        graphs = load_graphs(run, build(TrainConfig, record["config"], RUN))
+        graphs = load_graphs(run, recorded_config(record))
         self.modules = {graph.name: graph.module.to(self.device).eval() for graph in graphs}
 
     def tensor(self, array: Plane) -> torch.Tensor:

@@ -22,7 +22,11 @@ from models.imaging.dicom.scope import NOT_INTENSITIES, holds_image
 Name = Literal["image", "ours", "report", "unsupported", "screen", "localizer", "derived"]
 Header = Dataset | Mapping[str, Any]  # attributes by DICOM keyword
 
-_LABELS = tuple(label_of(*made) for made in (("denoise", 1), ("superresolve", 2), ("superresolve", 4)))
+_LABELS = tuple(
+    label_of(*made, adversarial)
+    for made in (("denoise", 1), ("superresolve", 2), ("superresolve", 4))
+    for adversarial in (False, True)
+)
 _NO_IMAGE_MODALITIES = {  # C.7.3.1.1.1
     *("SR", "PR", "KO", "DOC", "REG", "FID", "RWV", "ASMT", "TEXTUREMAP", "PLAN", "RTSTRUCT", "RTPLAN", "RTRECORD"),
     *("ECG", "EEG", "EMG", "EOG", "EPS", "HD", "RESP", "AU"),

@@ -31,6 +31,9 @@ _OPERATION_CODES = {  # CID 7203; it has no concept for noise reduction, the tex
     "denoise": ("113087", "Smoothing"),
     "superresolve": ("113085", "Spatial resampling"),
 }
+_ADVERSARIAL = (  # where a reader looks first; the service never takes such a model unasked
+    "ADVERSARIALLY TRAINED MODEL: may show texture that was not in the source, not for measurement"
+)
 _SOURCE_IMAGE = ("121322", "Source image for image processing operation")  # CID 7202
 _PROCESSING_EQUIPMENT = ("109102", "Processing Equipment")  # CID 7005
 
@@ -60,6 +63,7 @@ def describe(derivation: Derivation) -> str:
     parts = [
         f"{MANUFACTURER} {derivation.operation}{scale}: model {derivation.model} {derivation.version} "
         f"sha256 {derivation.digest}, {derivation.backend} {derivation.precision}",
+        _ADVERSARIAL if derivation.adversarial else "",
         _listed(derivation.options),
         _listed(evidence, unit),
         "Research use only",
@@ -85,15 +89,16 @@ def _identify(dataset: Dataset, derivation: Derivation, policy: Policy) -> None:
     dataset.SeriesInstanceUID = derived_series_uid(dataset.SeriesInstanceUID, derivation, policy)
 
 
-def label_of(operation: str, scale: int) -> str:
+def label_of(operation: str, scale: int, adversarial: bool = False) -> str:
     """What the SeriesDescription of a derived series ends with."""
-    return f"[{operation} x{scale}]" if scale > 1 else f"[{operation}]"
+    words = [operation, f"x{scale}" if scale > 1 else "", "adversarial" if adversarial else ""]
+    return f"[{' '.join(filter(None, words))}]"
 
 
 def _describe_series(dataset: Dataset, derivation: Derivation, offset: int) -> None:
     number = int(dataset.get("SeriesNumber") or 0) + offset
     dataset.SeriesNumber = number if number <= LARGEST_IS else offset
-    label = label_of(derivation.operation, derivation.scale)
+    label = label_of(derivation.operation, derivation.scale, derivation.adversarial)
     before = str(dataset.get("SeriesDescription") or "").strip()[: _LONG_STRING - len(label) - 1]
     dataset.SeriesDescription = f"{before} {label}".strip()
 

@@ -58,13 +58,15 @@ TREATMENTS: tuple[Treatment, ...] = (
           "SOPInstanceUIDOfConcatenationSource"),
     _both(SET, "value 1 DERIVED; value 2 by policy, PRIMARY where the class knows nothing else (enhanced, PET, NM); "
           "the rest is kept; value 1 of FrameType too", "C.7.6.1.1.2, C.8.16.1", "ImageType"),
-    _both(SET, "the number and an offset (policy); the description, shortened, and `[denoise]` or `[superresolve x2]`",
+    _both(SET, "the number and an offset (policy); the description, shortened, and `[denoise]` or `[superresolve x2]`; "
+          "from an adversarially trained model, `[superresolve x2 adversarial]`",
           "C.7.3.1", "SeriesNumber", "SeriesDescription"),
     _both(KEPT, "dates of study, acquisition and content", "C.7.2.1, C.7.6.1", "StudyDate", "StudyTime",
           "AcquisitionDate", "AcquisitionTime", "ContentDate", "ContentTime"),
     _both(SET, "by policy", "C.12.1, C.8.13.2", "ContentQualification"),
-    _both(SET, "what was done, by which model to its digest, with which options and measured noise; before it comes "
-          "what was done now, then what was done earlier (per frame in enhanced objects)", "C.12.4",
+    _both(SET, "what was done, by which model to its digest, with which options, and what was measured (noise, "
+          "or how well the result, reduced again, agrees with the source); of an adversarially trained model, that it "
+          "is not for measurement; what was done earlier comes last (per frame in enhanced objects)", "C.12.4",
           "DerivationDescription"),
     _both(APPENDED, "113087 Smoothing, or 113085 Spatial resampling (per frame in enhanced objects)",
           "C.12.4, CID 7203", "DerivationCodeSequence"),

@@ -10,7 +10,7 @@ import pytest
 from app.catalogue import Catalogue, parse_reference
 from models.bundle import DEFAULT, MANIFEST, promote, read_bundle
 from models.errors import BundleInvalid, BundleNotFound, OptionError
-from tests.tiny_bundle import copy_bundle
+from tests.tiny_bundle import copy_bundle, seal
 
 
 def test_a_reference_names_the_newest_version_or_the_one_it_pins(repository: Path):
@@ -177,3 +177,44 @@ def test_a_refused_bundle_makes_way_for_the_version_before(repository: Path):
     assert catalogue.broken == {"tiny@2": "its self-test failed"}
     with pytest.raises(BundleInvalid, match="its self-test failed"):
         catalogue.by_digest(newest.digest)
+
+
+@pytest.fixture
+def adversarial(repository: Path) -> Path:
+    """A repository whose model of scale 4 is adversarial alone, and that of scale 2 beside another."""
+    for scale in (2, 4):
+        folder = copy_bundle(repository, "tiny-x2", f"superresolve-x{scale}-adversarial", "7", scale=scale)
+        seal(folder, scale, adversarial=True)
+    return repository
+
+
+def test_an_adversarial_model_is_nobody_s_default_and_is_had_by_its_name(adversarial: Path):
+    catalogue = Catalogue(adversarial)
+    assert catalogue.lookup(None, "superresolve", 2).reference == "tiny-x2@1"
+    named = catalogue.lookup("superresolve-x2-adversarial", "superresolve", 2)
+    assert named.manifest.adversarial
+    assert catalogue.default("superresolve", 4) is None
+    with pytest.raises(BundleNotFound, match="no default model for superresolve-x4: name one of superresolve-x4-adv"):
+        catalogue.lookup(None, "superresolve", 4)
+
+
+def test_a_default_stays_what_it_was_when_an_adversarial_model_comes_or_is_promoted(adversarial: Path):
+    catalogue = Catalogue(adversarial)
+    late = copy_bundle(adversarial, "tiny-x2", "superresolve-x2-adversarial", "8", scale=2)
+    seal(late, 2, adversarial=True)
+    promote(adversarial, "superresolve-x2-adversarial", "8")
+    for found in (catalogue, Catalogue(adversarial)):
+        if found is catalogue:
+            found.offer(read_bundle(late))
+            found.follow_pointer("superresolve-x2-adversarial")
+        assert found.lookup("superresolve-x2-adversarial", "superresolve", 2).reference.endswith("@8")
+        assert found.lookup(None, "superresolve", 2).reference == "tiny-x2@1"
+
+
+def test_an_adversarial_version_of_another_name_is_broken_and_the_one_before_serves(repository: Path):
+    folder = copy_bundle(repository, "tiny-x2", "tiny-x2", "2", scale=2)
+    text = (folder / MANIFEST).read_text()
+    (folder / MANIFEST).write_text(text.replace('"adversarial": false', '"adversarial": true'))
+    catalogue = Catalogue(repository)
+    assert "must end in -adversarial" in catalogue.broken["tiny-x2@2"]
+    assert catalogue.lookup("tiny-x2", "superresolve", 2).reference == "tiny-x2@1"

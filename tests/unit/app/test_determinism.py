@@ -14,7 +14,8 @@ from app.admission import Usage
 from app.backends.base import Array, batch_invariant, load
 from app.batching import Engine, EngineConfig
 from app.catalogue import Catalogue
-from app.pipeline import Options, Restoration, demand, restore
+from app.options import Options
+from app.pipeline import Restoration, demand, restore
 from app.runner import EngineRunner
 from models.bundle import Bundle, find_bundle
 from models.imaging.image import Image

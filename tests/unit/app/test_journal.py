@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from app.jobs.journal import Journal
 from app.pipeline import Record
 from models.imaging.correlation import NoiseCorrelation
+from models.imaging.reduction import Agreement
 
 MAKING = {"digest": "ab", "precision": "fp32"}
 
@@ -17,7 +19,8 @@ MAKING = {"digest": "ab", "precision": "fp32"}
 def record(seed: int) -> Record:
     numbers = np.random.default_rng(seed).normal(size=10)
     colour = NoiseCorrelation(*numbers[:4].tolist(), patches=seed) if seed % 2 else None
-    return Record(seed, float(numbers[4]), float(numbers[5]), colour, numbers[6:9], float(numbers[9]))
+    agreement = Agreement(40, abs(float(numbers[4])), 0.1, 1.0, 1 / 3) if seed % 2 else None
+    return Record(seed, float(numbers[4]), float(numbers[5]), colour, numbers[6:9], float(numbers[9]), agreement)
 
 
 def equal(a: Record, b: Record) -> bool:
@@ -45,6 +48,14 @@ def test_a_line_that_was_cut_off_does_not_count(path: Path, cut: int) -> None:
     assert len(journal.records) == 2
     journal.add(record(2))
     assert all(equal(a, record(seed)) for seed, a in enumerate(Journal(path, MAKING).records))
+
+
+def test_a_line_of_before_there_was_a_guard_is_read(path: Path) -> None:
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    for line in lines[1:]:
+        del line["agreement"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [found.agreement for found in Journal(path, MAKING).records] == [None] * 3
 
 
 def test_frames_made_otherwise_do_not_count(path: Path) -> None:

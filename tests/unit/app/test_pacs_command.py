@@ -98,6 +98,8 @@ def test_submit_sends_what_was_given_and_nothing_else(run) -> None:
     assert (status, out) == (0, "0123  queued\n")
     wanted = {"study": "1.2", "series": "1.2.3", "operation": "superresolve", "scale": 2}
     assert json.loads(seen[0].content) == wanted
+    _, _, _, seen = run(said(job, 202), "submit", *words, "--strict", "--min-consistency", "40")
+    assert json.loads(seen[-1].content) == wanted | {"options": {"strict": True, "min_consistency": 40.0}}
     run(said(job, 202), "submit", *words[:5], "denoise", "--sigma", "3")
 
 

@@ -96,7 +96,8 @@ TestMachine = Machine.TestCase
 
 def test_what_is_derived_otherwise_is_done_again(instances: Instances) -> None:
     instances.add("j", rows("1.2", "1.3"))
-    instances.announce("j", [("1.2", "1.2.9", "d")])
+    instances.announce("j", [Instance("1.2", "1.2.9", digest="d", consistency=51.5)])
+    assert instances.pending("j")["1.2"] == Instance("1.2", "1.2.9", digest="d", consistency=51.5)
     instances.settle("j", [Instance("1.2", "", Outcome.STORED)])
     assert instances.add("j", [Instance("1.2", ""), Instance("1.3", "")]) == 0  # not known yet: as it was
     assert instances.counts("j")[Outcome.STORED] == 1
@@ -155,6 +156,7 @@ CHANGES = {
     "strength": 0.5,
     "sigma": 3.0,
     "precision": "fast",
+    "min_consistency": 40.0,
 }
 
 
@@ -162,6 +164,10 @@ CHANGES = {
 def test_the_key_depends_on_everything_that_is_asked(name: str) -> None:
     assert replace(ORDER, **{name: CHANGES[name]}).key != ORDER.key
     assert Order(**ORDER.parameters).key == ORDER.key
+
+
+def test_the_key_of_an_unguarded_job_is_what_it_was() -> None:
+    assert ORDER.key == "pacs\n90ee6d10f9c4ac32fae07c926d8281806ac74c6413b435daac8088596eee79ae"
 
 
 def test_no_header_can_be_a_job_s_key() -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from app.errors import RunFailed
 from app.noise import WHOLE_FRAME_PIXELS, Array
-from app.pipeline import EXACT, FAST, Options, Restoration, choose_precision, demand, restore
+from app.options import Options
+from app.pipeline import EXACT, FAST, Restoration, choose_precision, demand, restore
 from models.bundle import Bundle
 from models.errors import ImageTooLarge, OptionError
 from models.imaging.correlation import NoiseCorrelation

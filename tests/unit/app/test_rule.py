@@ -128,6 +128,11 @@ def test_a_route_that_is_said_to_cover_another_takes_all_that_it_does(tags: dict
             route(more='operation = "superresolve"\nscale = 2\noptions = {strength = 1}'),
             "strength and sigma belong to denoise",
         ),
+        (
+            route(more='operation = "denoise"\noptions = {strict = true}'),
+            "strict and min_consistency belong to superresolve",
+        ),
+        (route(more='operation = "superresolve"\nscale = 2\noptions = {min_consistency = -3}'), "min_consistency"),
         (route(more='operation = "denoise"\noptions = {strength = 2}'), "options.strength"),
         (route(more='operation = "denoise"\noptions = {speed = 2}'), "options.speed: unknown key"),
         ('[[route]]\nname = "a"\noperation = "denoise"', "when"),

@@ -137,3 +137,9 @@ def test_the_policy_is_that_of_the_dicom_settings(monkeypatch: pytest.MonkeyPatc
     assert Settings(dicom_number_offset=5).policy == Policy("PRIMARY", 5, "SERVICE", ("VENDOR A", "VENDOR B"))
     with pytest.raises(ValidationError, match="dicom_private_creators"):
         Settings(dicom_private_creators=[" "])
+
+
+@pytest.mark.parametrize("name", ["superresolve-x2-adversarial", "superresolve-x2-adversarial@3"])
+def test_an_adversarial_default_is_refused_at_the_start(name: str) -> None:
+    with pytest.raises(ValidationError, match="never a default: callers ask for it by name"):
+        Settings(superresolve_x2_model=name)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from app.backends.base import lacked_memory
 from app.errors import OutOfMemory
 from app.noise import Array
-from app.pipeline import Options, Restoration, restore
+from app.options import Options
+from app.pipeline import Restoration, restore
 from app.tiling import BUDGET, Tiling
 from models.bundle import Bundle
 from models.errors import BundleInvalid

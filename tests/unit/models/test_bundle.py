@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,7 @@ MANIFEST = Manifest(
     halo=16,
     trained_sigma=(0.1, 0.2),
 )
+SUPERRESOLVE = {"task": "superresolve", "scale": 2, "graphs": {"restore": {"onnx": "restore.onnx"}}}
 
 
 def write_bundle(repository: Path, version: str = "1", name: str = "denoise") -> Path:
@@ -111,6 +113,22 @@ def test_unknown_fields_are_ignored_and_unknown_schemas_are_not(tmp_path: Path) 
         parse_manifest(json.dumps(raw | {"schema": 99}))
 
 
+def test_a_manifest_of_before_adversarial_training_is_readable_and_keeps_its_digest(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path)
+    raw = json.loads((folder / "manifest.json").read_text())
+    old = json.dumps({key: value for key, value in raw.items() if key not in ("adversarial", "consistency")})
+    (folder / "manifest.json").write_text(old)
+    bundle = read_bundle(folder)
+    assert (bundle.manifest.adversarial, bundle.manifest.consistency) == (False, None)
+    assert bundle.digest == hashlib.sha256(old.encode()).hexdigest()
+
+
+def test_what_an_adversarial_bundle_promises_is_read_back() -> None:
+    name = "superresolve-x2-adversarial"
+    manifest = replace(MANIFEST, name=name, adversarial=True, consistency=38.5, **SUPERRESOLVE)  # type: ignore[arg-type]
+    assert parse_manifest(json.dumps(asdict(manifest))) == manifest
+
+
 def test_the_schema_before_the_current_one_is_readable() -> None:
     assert set(READABLE_SCHEMAS) == {max(SCHEMA - 1, 1), SCHEMA}
 
@@ -141,6 +159,9 @@ def test_damaged_manifest_is_a_bundle_error(text: str) -> None:
             {"graphs": {"estimate": {"onnx": "../x.onnx"}, "restore": {"onnx": "restore.onnx"}}},
             "not a plain file name",
         ),
+        ({"adversarial": True}, "must end in -adversarial"),
+        ({"consistency": 40.0}, "of a superresolve bundle"),
+        (SUPERRESOLVE | {"consistency": float("nan")}, "must be 0 to 120 dB"),
     ],
 )
 def test_contradictions_are_refused(change: dict[str, object], message: str) -> None:

@@ -98,6 +98,52 @@ def test_each_frame_of_an_enhanced_object_is_moved() -> None:
     assert derived.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 2.5
 
 
+PLACES = {  # macro -> what it holds
+    "PixelMeasuresSequence": ["PixelSpacing"],
+    "PlaneOrientationSequence": ["ImageOrientationPatient"],
+    "PlanePositionSequence": ["ImagePositionPatient"],
+}
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+@pytest.mark.parametrize("shared", [(), ("PixelMeasuresSequence",), ("PlaneOrientationSequence",), tuple(PLACES)])
+def test_functional_groups_may_be_shared_or_of_each_frame(shared: tuple[str, ...], scale: int) -> None:
+    """Whatever is where, each frame stays in place by its own orientation and spacing, and no macro is added."""
+    dataset, plane = enhanced(3, (2.0,) * 3), geometry()
+    common, frames = dataset.SharedFunctionalGroupsSequence[0], dataset.PerFrameFunctionalGroupsSequence
+    for macro in PLACES:
+        for group in (common, *frames):
+            if macro in group:
+                del group[macro]
+    for number, group in enumerate(frames):
+        for macro, keywords in PLACES.items():
+            level = common if macro in shared else group
+            item = Dataset()
+            for keyword in keywords:
+                value = [float(v) for v in plane[keyword]]
+                if level is group:  # another one for each frame
+                    value = [v * (1 + number) for v in value] if keyword != "ImageOrientationPatient" else value
+                    value = value[number % 2 * 3 :] + value[: number % 2 * 3] if len(value) == 6 else value
+                setattr(item, keyword, value)
+            setattr(level, macro, [item])
+    data = file_of(dataset)
+    source, derived = read(data), magnified(data, scale)
+    for number in range(3):
+        places = []
+        for found in (source, derived):
+            levels = [found.PerFrameFunctionalGroupsSequence[number], found.SharedFunctionalGroupsSequence[0]]
+            assert [macro in levels[1] for macro in PLACES] == [macro in shared for macro in PLACES]
+            assert [macro in levels[0] for macro in PLACES] == [macro not in shared for macro in PLACES]
+            whole = Dataset()
+            whole.Rows, whole.Columns = found.Rows, found.Columns
+            for macro, keywords in PLACES.items():
+                (item,) = next(level[macro].value for level in levels if macro in level)
+                for keyword in keywords:
+                    setattr(whole, keyword, item[keyword].value)
+            places.append(whole)
+        assert_same_place(*places, scale)
+
+
 def test_a_position_in_a_nested_item_uses_the_image_spacing() -> None:
     plane = geometry()
     detector = Dataset()

@@ -9,7 +9,6 @@ from torch import nn
 from models.networks.denoiser import LIMIT, Denoiser, noise_map
 from models.networks.noise_level import NoiseLevel
 from models.networks.ssformer import Attention
-from models.networks.superresolution import ResidualUpscaler
 from models.networks.unet import NoiseMapUNet
 from tests.small_network import DENOISERS, image, law, small, told
 
@@ -136,16 +135,6 @@ def test_a_small_input_leaves_no_trace() -> None:
         before = network(y, noise)
         network(image(1, 8), told(1, 8))
         assert torch.equal(network(y, noise), before)
-
-
-@pytest.mark.parametrize("scale", [2, 4])
-def test_upscaler_keeps_constants_and_size(scale: int) -> None:
-    torch.manual_seed(0)
-    network = ResidualUpscaler(scale, channels=8, blocks=1).eval()
-    with torch.no_grad():
-        out = network(torch.full((2, 1, 7, 5), 0.6))
-    assert out.shape == (2, 1, 7 * scale, 5 * scale)
-    torch.testing.assert_close(out, torch.full_like(out, 0.6), atol=1e-5, rtol=0)
 
 
 def test_noise_level_has_spatial_support() -> None:

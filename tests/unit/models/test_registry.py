@@ -8,18 +8,21 @@ import pytest
 import torch
 
 from models.networks.registry import NETWORKS, build_network
-from tests.small_network import BLIND, DENOISERS, SMALL, graph, image, outputs, randomised, small
+from tests.small_network import BLIND, DENOISERS, SCALES, SMALL, graph, image, outputs, randomised, small
 from training.export import BATCHES, SHAPES, export_onnx, export_torchscript, parity, run_onnx, run_torchscript
 
-SCALE = {"residual-upscaler": 2}
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "blimsr x4": ("blimsr", {"scale": 4}),
     "cnn-est": ("cnn-est", {"channels": 32}),
     "dbsn": ("dbsn", {}),
     "dbsn-light": ("dbsn-light", {"channels": 128}),
     "dran": ("dran", {}),
+    "nlsa-upscaler x4": ("nlsa-upscaler", {"scale": 4}),
     "ss-bsn": ("ss-bsn", {"channels": 128}),
     "ssformer": ("ssformer", {"size": "quality"}),
     "ssformer hash": ("ssformer", {"size": "base", "sparse": "hash", "balanced": True}),
+    "ssformer-upscaler x4": ("ssformer-upscaler", {"scale": 4, "size": "quality"}),
+    "swinir-light x2": ("swinir-light", {"scale": 2}),
 }
 
 
@@ -28,7 +31,7 @@ def test_every_network_is_tested() -> None:
 
 
 def test_unknown_network_is_named() -> None:
-    with pytest.raises(ValueError, match="no network 'unet'; known: cnn-est, dbsn"):
+    with pytest.raises(ValueError, match="no network 'unet'; known: blimsr, cnn-est, dbsn"):
         build_network("unet", {})
 
 
@@ -39,8 +42,8 @@ def test_any_size_is_kept(label: str, size: tuple[int, int]) -> None:
         found = outputs(small(label), label, image(*size, batch=2))
     for each in found:
         assert torch.isfinite(each).all()
-        if label in (*BLIND, *DENOISERS, *SCALE):
-            assert each.shape == (2, 1, *(side * SCALE.get(label, 1) for side in size))
+        if label in (*BLIND, *DENOISERS, *SCALES):
+            assert each.shape == (2, 1, *(side * SCALES.get(label, 1) for side in size))
         else:
             assert each.shape == (2, 7)
 

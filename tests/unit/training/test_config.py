@@ -13,7 +13,7 @@ from training.data.source import list_images
 from training.pipeline.config import read_pipeline_config
 from training.train import CONFIGS
 
-SHIPPED = [CONFIGS / f"{name}.toml" for name in ("denoise", "superresolve-x2", "superresolve-x4")]
+SHIPPED = [CONFIGS / "denoise.toml"]
 PRESETS = sorted(CONFIGS.glob("pipeline-*.toml"))
 
 

@@ -109,11 +109,11 @@ def test_players_learn_and_the_log_tells_every_term(tmp_path: Path) -> None:
     found = logged(tmp_path)
     assert abs(found["mean"][-1] - 3) < 0.5 < abs(before - 3)
     assert set(found) == {
-        "critic_loss", "generator_loss", "adversarial", "size", "gradient_adversarial", "gradient_size", "mean",
-        "seconds",
+        "critic_loss", "generator_loss", "loss_adversarial", "loss_size", "gradient_adversarial", "gradient_size",
+        "mean", "seconds",
     }  # fmt: skip
     assert min(found["gradient_adversarial"] + found["gradient_size"]) > 0
-    sums = [a + b for a, b in zip(found["adversarial"], found["size"], strict=True)]
+    sums = [a + b for a, b in zip(found["loss_adversarial"], found["loss_size"], strict=True)]
     assert found["generator_loss"] == pytest.approx(sums, rel=1e-5)
 
 

@@ -16,10 +16,11 @@ import training.export
 from models.networks.blind_spot import BlindSpotNetwork
 from models.networks.registry import NETWORKS, build_network
 from training.data.source import SourceConfig
-from training.evaluation import network
+from training.evaluation import bench as common
+from training.evaluation.bench import Bench, Entry, read_entries
+from training.evaluation.bench_denoiser import ENTRIES, DenoiserBench, read_base
 from training.evaluation.blind import BlindSpotDenoiser
 from training.evaluation.image import HeldBack
-from training.evaluation.network import Bench, Entry, read_base, read_entries
 
 SMALL = (
     Entry("unet", "noise-map-unet", {"channels": [4, 4, 4], "blocks": [1, 1, 1, 1, 1]}, batch=2, crop=32),
@@ -32,14 +33,14 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     grid = np.add.outer(np.arange(72) / 7.0, np.arange(80) / 5.0)
     (tmp_path / "images").mkdir()
     Image.fromarray((127 + 100 * np.sin(grid)).astype(np.uint8)).save(tmp_path / "images" / "a.png")
-    monkeypatch.setattr(network, "WARM_UP", 1)
-    monkeypatch.setattr(network, "TIMED", 1)
-    monkeypatch.setattr(network, "REPEATS", 1)
+    monkeypatch.setattr(common, "WARM_UP", 1)
+    monkeypatch.setattr(common, "TIMED", 1)
+    monkeypatch.setattr(common, "REPEATS", 1)
     monkeypatch.setattr(training.export, "SHAPES", ((16, 24),))
     monkeypatch.setattr(training.export, "BATCHES", (1, 2))
     monkeypatch.setattr(Bench, "seconds_per_step", lambda bench, entry: 0.5)
     base = dataclasses.replace(read_base(), sources=(SourceConfig("a", "images"),))
-    return Bench(tmp_path / "out", base, tmp_path, minutes=0.05)
+    return DenoiserBench(tmp_path / "out", base, tmp_path, minutes=0.05)
 
 
 def images() -> list[HeldBack]:
@@ -60,13 +61,13 @@ def test_rows_are_complete_and_kept(bench: Bench, monkeypatch: pytest.MonkeyPatc
     def forbidden(*_: Any, **__: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(network, "fit_network", forbidden)
+    monkeypatch.setattr(common, "fit_network", forbidden)
     assert bench.rows(SMALL, images()) == rows
 
 
 def test_a_stopped_run_goes_on_with_the_steps_it_had(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     (row,) = bench.rows(SMALL[:1], images())
-    (bench.out / "unet" / network.ROW).unlink()
+    (bench.out / "unet" / common.ROW).unlink()
     monkeypatch.setattr(Bench, "seconds_per_step", lambda bench, entry: 0.1)  # the machine is quieter now
     (again,) = bench.rows(SMALL[:1], images())
     assert again["steps"] == 6
@@ -74,7 +75,7 @@ def test_a_stopped_run_goes_on_with_the_steps_it_had(bench: Bench, monkeypatch: 
 
 
 def test_another_budget_needs_another_folder(bench: Bench) -> None:
-    network.keep(bench.out / "unet" / network.PLAN, "another", {"steps": 1})
+    common.keep(bench.out / "unet" / common.PLAN, "another", {"steps": 1})
     with pytest.raises(ValueError, match="use another --out"):
         bench.rows(SMALL[:1], images())
 
@@ -92,7 +93,7 @@ def test_an_export_that_fails_is_told(bench: Bench, monkeypatch: pytest.MonkeyPa
 
 
 def test_every_registered_denoiser_is_an_entry() -> None:
-    entries = read_entries()
+    entries = read_entries(ENTRIES)
     for entry in entries:
         build_network(entry.network, entry.options)
     denoisers = {
@@ -101,9 +102,9 @@ def test_every_registered_denoiser_is_an_entry() -> None:
         if issubclass(kind, BlindSpotNetwork) or "condition" in inspect.signature(kind.forward).parameters
     }
     assert denoisers == {entry.network for entry in entries}
-    assert [entry.name for entry in read_entries(names=["dran"])] == ["dran"]
+    assert [entry.name for entry in read_entries(ENTRIES, names=["dran"])] == ["dran"]
     with pytest.raises(ValueError, match="no entry 'nothing'"):
-        read_entries(names=["nothing"])
+        read_entries(ENTRIES, names=["nothing"])
 
 
 def test_a_blind_spot_denoiser_weighs_its_mean_against_the_pixel() -> None:
