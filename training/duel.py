@@ -144,12 +144,14 @@ class Duel:
     average: nn.Module
     step: int = 0
     seconds: float = 0.0
+    critic_loss: Tensor | None = None  # of its last move: not every step that is reported has one
 
     def state(self, config_digest: str) -> dict[str, Any]:
         return {
             "config": config_digest,
             "generator": self.generator.state(),
             "critic": self.critic.state(),
+            "critic_loss": self.critic_loss,
             "average": self.average.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
@@ -160,6 +162,8 @@ class Duel:
         self.critic.restore(state["critic"])
         self.average.load_state_dict(state["average"])
         self.step, self.seconds = state["step"], state["seconds"]
+        loss = state.get("critic_loss")  # unknown to older checkpoints
+        self.critic_loss = None if loss is None else loss.to(self.fabric.device)
 
 
 def begin_duel(
@@ -230,10 +234,11 @@ def duel_step(duel: Duel, rules: Rules, batch: Batch) -> dict[str, Tensor]:
 
     The critic moves first, against the generator as it stands.
     """
-    fit, step, found = duel.fit, duel.step, {}
+    fit, step = duel.fit, duel.step
     anneal(duel.generator.network, step / fit.steps)
     if step % fit.critic_every == 0 or step < fit.head_start:
-        found["critic_loss"] = critic_move(duel, rules, batch)
+        duel.critic_loss = critic_move(duel, rules, batch)
+    found = {} if duel.critic_loss is None else {"critic_loss": duel.critic_loss}
     duel.step += 1
     last = duel.step == fit.steps
     if step >= fit.head_start:

@@ -117,6 +117,13 @@ def test_players_learn_and_the_log_tells_every_term(tmp_path: Path) -> None:
     assert found["generator_loss"] == pytest.approx(sums, rel=1e-5)
 
 
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_critic_that_moves_seldom_is_in_every_report(tmp_path: Path, every: int) -> None:
+    run(tmp_path, steps=8, critic_every=every, gradients_every=4)
+    found = logged(tmp_path)
+    assert len(found["critic_loss"]) == len(found["generator_loss"]) == 2
+
+
 def test_generator_waits_for_the_head_start(tmp_path: Path) -> None:
     start = players()[0].state_dict()
     found = run(tmp_path, steps=3, head_start=2, learning_rate=1e-2, warmup=0, ema=0.0)
