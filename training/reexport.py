@@ -39,9 +39,15 @@ def weights_of(path: Path) -> Weights:
 
 def options_of(bundle: Bundle, graph: str) -> dict[str, Any]:
     """Name and options of a graph's network, from the configuration that the bundle was made with."""
-    record = bundle.manifest.provenance
-    config = record["config"] if "config" in record else record["pipeline"]["config"]["profound"]
-    fit: dict[str, Any] = config[graph]
+    record, manifest = bundle.manifest.provenance, bundle.manifest
+    if "config" in record:  # of a network by itself
+        fit: dict[str, Any] = record["config"][graph]
+        return fit
+    stages = record["pipeline"]["config"]
+    if manifest.task == "superresolve":  # a run's settings hold for either scale
+        fit = stages["restore"]["fit"]
+        return fit | {"options": {"scale": manifest.scale, **fit["options"]}}
+    fit = stages["profound"][graph]
     return fit
 
 

@@ -19,7 +19,7 @@ from models.networks.registry import build_network
 from models.networks.unet import NoiseMapUNet
 from training.config import read_config
 from training.export import export, fold
-from training.reexport import reexport
+from training.reexport import options_of, rebuild, reexport
 from training.train import RUN, WEIGHTS, build_graph
 
 DENOISE = """
@@ -112,6 +112,18 @@ def test_a_bundle_is_exported_anew_with_the_same_weights(repository: Path, tmp_p
         assert dataclasses.replace(after.manifest, files={}) == dataclasses.replace(before.manifest, files={})
         for graph in before.manifest.graphs:
             assert sha256_of(after.graph(graph, "onnx")) == sha256_of(before.graph(graph, "onnx"))
+
+
+def test_a_bundle_of_a_superresolvers_run_is_built_again(repository: Path) -> None:
+    bundle = find_bundle(repository, "superresolve-x2")
+    fit = options_of(bundle, "restore")
+    options = {key: value for key, value in fit["options"].items() if key != "scale"}  # as a run has them on record
+    stages = {"restore": {"fit": {**fit, "options": options}}, "audit": {}, "degradation": {"scale": 2}}
+    manifest = dataclasses.replace(bundle.manifest, provenance={"pipeline": {"config": stages}})
+    (graph,) = rebuild(dataclasses.replace(bundle, manifest=manifest))
+    golden = np.load(bundle.folder / "golden.npz")
+    found = graph.eager({"image": golden["restore.in.image"]})
+    np.testing.assert_allclose(found["restored"], golden["restore.out.restored"], atol=1e-5)
 
 
 def test_golden_output_is_what_the_graph_gives(repository: Path) -> None:
