@@ -95,9 +95,10 @@ def noise_estimation(planes: Sequence[Plane], side: int = 256) -> Objective:
 def held_back(
     planes: Sequence[Plane], scale: int, network: nn.Module, side: int = 256, degradation: Degradation | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(low, high), (1, 1, H, W) on the network's device, for the middle of every plane; bicubic unless said."""
+    """(low, high), (1, 1, H, W) on the network's device, for the middle of every plane cut to [0, 1]; bicubic unless
+    said."""
     for number, plane in enumerate(planes):
-        high = middle(plane, side)
+        high = np.clip(middle(plane, side), 0, 1)
         rng = sample_generator(VALIDATION_SEED, scale, number)
         low = reduce_plane(high, scale) if degradation is None else degradation.degrade(high, rng)
         yield as_batch(low, network), as_batch(high, network)

@@ -87,11 +87,16 @@ def misjudge(parameters: Plane, rng: np.random.Generator) -> Plane:
 
 @dataclass(eq=False)
 class ReducedPairs(Pairs):
-    """Low- and high-resolution crops, aligned by pixel area."""
+    """Low- and high-resolution crops, aligned by pixel area.
+
+    Crops are cut to [0, 1] first: a degradation may clip, or take magnitudes, and beyond the range (air and bone
+    outside of a CT window) the pair would then tell of two different images.
+    """
 
     scale: int
     degradation: Degradation
 
     def degrade(self, clean: Plane, rng: np.random.Generator) -> dict[str, Tensor]:
+        clean = np.clip(clean, 0, 1)
         low = self.degradation.degrade(clean, rng)
         return {"image": torch.from_numpy(low)[None], "clean": torch.from_numpy(clean)[None]}

@@ -18,7 +18,7 @@ from training.data.noise import NoisePopulation
 from training.data.pair import NoisyPairs, PairConfig, ReducedPairs
 from training.data.source import Source, SourceConfig, area_reduce, data_list
 from training.degradation.bicubic import reduce
-from training.degradation.config import DegradationConfig
+from training.degradation.config import BlindConfig, DegradationConfig
 from training.degradation.degradation import build_degradation
 
 RNG = np.random.default_rng
@@ -141,3 +141,15 @@ def test_reduced_pairs_fit_each_other(data: Path) -> None:
     assert sample["image"].shape == (1, 8, 8)
     assert sample["clean"].shape == (1, 32, 32)
     assert abs(float(sample["image"].mean() - sample["clean"].mean())) < 0.02
+
+
+def test_reduced_pairs_agree_where_values_leave_the_range(data: Path) -> None:
+    """A CT window leaves air far below 0 and bone far above 1; blind degradation clips, or takes magnitudes."""
+    crops = CropMixture([Source(SourceConfig("s", "float", low=0.4, high=0.6), data)])
+    noise = NoisePopulation(1e-4, 2e-4, rician_share=0.5)
+    blind = BlindConfig(narrowest=0.3, widest=0.3, isotropic_share=1.0, area_share=1.0, clip_share=0.5, noise=noise)
+    degradation = build_degradation(DegradationConfig(0.0, 1.0, handmade=blind), 2, None, None)
+    pairs = ReducedPairs(crops, PairConfig(crop=32, dark_share=0.0), 0, 4, 4, 2, degradation)
+    for sample in (pairs[number] for number in range(len(pairs))):
+        assert 0 <= float(sample["clean"].min()) < float(sample["clean"].max()) <= 1
+        torch.testing.assert_close(sample["image"], reduce(sample["clean"], 2, "area"), atol=0.05, rtol=0)
