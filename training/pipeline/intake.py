@@ -30,7 +30,8 @@ ROOT = "images"  # the set of files that lie in no subfolder
 HU = "HU"
 MODALITIES = {  # words in a folder's name -> DICOM code of the modality
     "ct": "CT", "mr": "MR", "mri": "MR", "xray": "DX", "dx": "DX", "cr": "CR", "mammo": "MG", "mg": "MG", "us": "US",
-    "ultrasound": "US", "pet": "PT", "pt": "PT", "nm": "NM", "oct": "OPT", "microscopy": "GM",
+    "ultrasound": "US", "pet": "PT", "pt": "PT", "nm": "NM", "oct": "OPT", "microscopy": "GM", "endoscopy": "ES",
+    "colonoscopy": "ES", "dermoscopy": "DMS", "dermatology": "XC", "fundus": "OP", "histology": "SM", "pathology": "SM",
 }  # fmt: skip
 PHYSICS = ("SOPClassUID", "Manufacturer", "ManufacturerModelName", "ConvolutionKernel", "ScanningSequence",
            "SequenceVariant", "SliceThickness", "ImageType", "BodyPartExamined")  # fmt: skip

@@ -148,6 +148,15 @@ def test_twins_and_patients_stay_together_and_photographs_apart(hr: Path, tmp_pa
     assert any("high-resolution images: 12" in line for line in audit.findings(tmp_path / "run"))
 
 
+def test_colour_images_of_one_patient_stay_together(tmp_path: Path) -> None:
+    for number, pixels in enumerate(pieces(96)[:6]):
+        save(tmp_path / "hr" / "endoscopy" / f"p{number // 3}_{number}.png", np.stack([pixels] * 3, axis=2))
+    audit.run(tmp_path / "run", audit.AuditConfig(test_share=0.3), hr=tmp_path / "hr", lr=None, seed=1)
+    found = read_pictures(tmp_path / "run")
+    assert len({image.group for image in found.high}) == 2
+    assert not found.high_sets["endoscopy"].photographs
+
+
 def test_named_images_are_the_ones_held_back(hr: Path, tmp_path: Path) -> None:
     config = audit.AuditConfig(test=("photo/IMG_[01].png",))
     audit.run(tmp_path / "run", config, hr=hr, lr=None, seed=1)
