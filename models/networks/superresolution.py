@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.networks.layers import ZeroSumConv, residual_blocks
-from models.networks.upscaler import interpolate
+from models.networks.upscaler import check_scale, interpolate
 
 
 class ResidualUpscaler(nn.Module):
@@ -19,7 +19,7 @@ class ResidualUpscaler(nn.Module):
 
     def __init__(self, scale: int, channels: int = 64, blocks: int = 8) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale = check_scale(scale)
         self.multiple = 1
         self.exact_tiling = True
         self.radius = 2 + 2 * blocks  # head, blocks, tail; the bicubic skip needs only 2

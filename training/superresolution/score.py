@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from models.imaging.reduction import BEST_DB
 from training.data.crop import middle
 from training.data.noise import Plane
 from training.degradation.bicubic import reduce_plane
@@ -107,13 +108,13 @@ def promised_consistency(scored: Sequence[Scored], method: str, scale: int, mode
     """dB that every held-back image's result, reduced again, reaches with a margin; None where there are none.
 
     The peak is the range of the low-resolution image, as the service has it. A result that is far below that is not
-    what this model does with images of the kind it knows.
+    what this model does with images of the kind it knows. Within what a manifest holds, 0 to 120 dB.
     """
     found = []
     for case in (one.case for one in scored if method in one.answers):
         error = float(np.mean(np.square(reduce_plane(model(case.low), scale) - case.low, dtype=np.float64)))
         found.append(10 * np.log10(max(float(np.ptp(case.low)) ** 2, 1e-12) / max(error, 1e-12)))
-    return round(float(min(found)) - MARGIN_DB, 1) if found else None
+    return round(float(np.clip(min(found) - MARGIN_DB, 0.0, BEST_DB)), 1) if found else None
 
 
 def enlarged(low: Plane, scale: int) -> Plane:

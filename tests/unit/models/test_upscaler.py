@@ -16,7 +16,7 @@ from models.networks.registry import build_network
 from models.networks.ssformer import Attention
 from models.networks.swinir import ShiftedAttention, crossing_mask, windows
 from models.networks.upscaler import interpolate
-from tests.small_network import SCALES, SMALL, image, small
+from tests.small_network import SCALES, SMALL, UPSCALERS, image, small
 
 LABELS = sorted(SCALES)
 CLASSICAL = ("residual-upscaler x2", "residual-upscaler x4")
@@ -170,7 +170,7 @@ def test_colours_are_restored_together(name: str) -> None:
     assert torch.equal(found, interpolate(y, 2))
 
 
-@pytest.mark.parametrize("name", ["blimsr", "nlsa-upscaler", "ssformer-upscaler", "swinir-light"])
+@pytest.mark.parametrize("name", sorted(UPSCALERS))
 def test_other_scales_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="scale 3 is neither 2 nor 4"):
         build_network(name, SMALL[f"{name} x2"][1] | {"scale": 3})

@@ -249,6 +249,7 @@ def test_promised_consistency_lies_below_every_image() -> None:
         error = np.mean((reduce_plane(models[MODEL](one.case.low), 2) - one.case.low) ** 2)
         assert 10 * np.log10(np.ptp(one.case.low) ** 2 / error) > promised + 2.9
     assert promised_consistency([], MODEL, 2, models[MODEL]) is None
+    assert promised_consistency(scored, MODEL, 2, lambda low: 9 - bicubic(2, low)) == 0  # a manifest holds no less
 
 
 @pytest.fixture
