@@ -40,14 +40,14 @@ def weights_of(path: Path) -> Weights:
 def options_of(bundle: Bundle, graph: str) -> dict[str, Any]:
     """Name and options of a graph's network, from the configuration that the bundle was made with."""
     record, manifest = bundle.manifest.provenance, bundle.manifest
+    fit: dict[str, Any]
     if "config" in record:  # of a network by itself
-        fit: dict[str, Any] = record["config"][graph]
-        return fit
-    stages = record["pipeline"]["config"]
-    if manifest.task == "superresolve":  # a run's settings hold for either scale
-        fit = stages["restore"]["fit"]
-        return fit | {"options": {"scale": manifest.scale, **fit["options"]}}
-    fit = stages["profound"][graph]
+        fit = record["config"][graph]
+    elif manifest.task == "superresolve":  # the settings of such a run hold for either scale
+        fit = record["pipeline"]["config"]["restore"]["fit"]
+        fit = fit | {"options": {"scale": manifest.scale, **fit["options"]}}
+    else:
+        fit = record["pipeline"]["config"]["profound"][graph]
     return fit
 
 

@@ -19,7 +19,7 @@ from training.data.pair import ReducedPairs
 from training.degradation.config import preset
 from training.degradation.degradation import build_degradation
 from training.degradation.learned import LearnedDegradation
-from training.evaluation.bench import CONFIGS, Bench, Entry
+from training.evaluation.bench import CONFIGS, Bench, Entry, config_of
 from training.evaluation.image import HeldBack
 from training.evaluation.reduction import degradations, reduce_all
 from training.evaluation.superresolution import superresolution_table
@@ -27,10 +27,13 @@ from training.evaluation.table import Row, Table
 from training.evaluation.upscaler import run_network
 from training.loop import Objective
 from training.objective import superresolution
+from training.pipeline.record import write_json
+from training.train import RUN, WEIGHTS, save_weights
 
 ENTRIES = CONFIGS / "networks-superresolve.toml"
 SCORED_SIDE = 256  # of the high-resolution images, which are cut to it
 METHOD = "network"
+GRAPH = "restore"
 
 
 def read_base(path: Path, scale: int, kind: str) -> TrainConfig:
@@ -66,6 +69,14 @@ class UpscalerBench(Bench):
     def start(self, config: TrainConfig) -> nn.Module:
         torch.manual_seed(config.seed)
         return build_network(config.restore.network, config.restore.options)
+
+    def train(self, entry: Entry, folder: Path, digest: str) -> tuple[nn.Module, int]:
+        """The same; the folder is then one that `medrestore evaluate superresolve --model` scores set by set."""
+        trained, steps = super().train(entry, folder, digest)
+        (folder / GRAPH).mkdir(exist_ok=True)
+        save_weights(trained, folder / GRAPH / WEIGHTS)
+        write_json(folder / RUN, {"config": dataclasses.asdict(config_of(entry, self.base, steps))})
+        return trained, steps
 
     def pairs(self, config: TrainConfig) -> ReducedPairs:
         fit = config.restore

@@ -22,6 +22,9 @@ from training.evaluation.bench import Bench, Entry, read_entries
 from training.evaluation.bench_upscaler import ENTRIES, UpscalerBench, read_base
 from training.evaluation.command import main
 from training.evaluation.image import HeldBack
+from training.evaluation.reduction import degradations, reduce_all
+from training.evaluation.score import score
+from training.evaluation.variant import read_variants
 
 SMALL = Entry("small", "residual-upscaler", {"channels": 4, "blocks": 1}, batch=2, crop=32, precision="32-true")
 FILE = """
@@ -88,6 +91,13 @@ def test_rows_are_complete_and_kept(folder: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(bench, "fit_network", forbidden)
     assert runs.rows([SMALL], images()) == [row]
+
+
+def test_what_was_trained_can_be_scored_by_set(folder: Path) -> None:
+    (row,) = bench_of(folder, "bicubic").rows([SMALL], images())
+    (restorer,) = read_variants([str(folder / "out" / "bicubic" / "small")], folder, 1).values()
+    (case,) = reduce_all(images(), degradations(["bicubic"], 2))
+    assert score(restorer.restore(case.low), case.high) == pytest.approx(row["bicubic"], abs=1e-6)
 
 
 def test_kinds_of_degradation_teach_different_things_side_by_side(folder: Path) -> None:
