@@ -20,6 +20,7 @@ NOISE_LATENTS = 2  # fields of the image's size
 COLOUR = 11  # rows of the filter that colours noise
 NARROWEST, WIDEST = 0.35, 0.2  # standard deviation of a kernel: pixels; share of its rows
 OBLONG = 3.0  # longer over shorter axis
+HASTE = 4.0  # of the widths beside the other weights: Adam moves all alike, and much hangs on these three
 FREEDOM = 0.5  # largest logarithm of a weight over the Gaussian's: a kernel has one peak, or images would have ghosts
 
 
@@ -51,15 +52,15 @@ class KernelNet(nn.Module):
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """latent (B, 3), standard normal -> kernels (B, K, K), sum 1, centroid in the middle.
 
-        And how far they are from one Gaussian, (): squares of the free part, over all pixels and over the kernel's mass,
-        and the variance of the Gaussians themselves.
+        And how far they are from one Gaussian, (): squares of the free part, over all pixels and over the kernel's
+        mass, and the variance of the Gaussians themselves.
         """
         x = self.head(latent)
         for block in self.blocks:
             x = x + block(x)
         gauss, free = self.gauss(F.relu(x)), self.free(F.relu(x))
         free = FREEDOM * torch.tanh((free + free.flip(1)) / (2 * FREEDOM))  # turned by half, the same
-        kernels = torch.softmax(free - self.distance(gauss) / 2, 1)
+        kernels = torch.softmax(free - self.distance(HASTE * gauss) / 2, 1)
         squares = free.square().mean() + (kernels * free.square()).sum(1).mean()
         return kernels.reshape(-1, self.side, self.side), squares + gauss.var(0, correction=0).mean()
 
