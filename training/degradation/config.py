@@ -77,7 +77,7 @@ class PdmConfig:
     critic_features: int = 24
     adversarial: float = 0.1
     spectrum: float = 1.0  # mean power spectra of both sets
-    shape: float = 0.5  # what of a kernel is no Gaussian
+    shape: float = 0.5  # what of a kernel is no Gaussian, or not of all kernels
     level: float = 0.2  # power of the noise against that of the low-resolution images' quiet patches
     colour: float = 0.3  # its spectrum against theirs
     local_mean: float = 0.1  # what the noise adds to brightness, beyond what noise of that colour must

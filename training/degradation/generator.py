@@ -18,7 +18,10 @@ from torch.nn import functional as F
 KERNEL_LATENTS = 3
 NOISE_LATENTS = 2  # fields of the image's size
 COLOUR = 11  # rows of the filter that colours noise
-START_WIDTH = 0.4  # of the first kernel, in low-resolution pixels
+NARROWEST, WIDEST = 0.35, 0.2  # standard deviation of a kernel: pixels; share of its rows
+OBLONG = 3.0  # longer over shorter axis
+HASTE = 4.0  # of the widths beside the other weights: Adam moves all alike, and much hangs on these three
+FREEDOM = 0.5  # largest logarithm of a weight over the Gaussian's: a kernel has one peak, or images would have ghosts
 
 
 class KernelNet(nn.Module):
@@ -42,24 +45,40 @@ class KernelNet(nn.Module):
         for last in (self.gauss, self.free):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-        with torch.no_grad():
-            self.gauss.bias[:2] = -math.log(START_WIDTH * scale)
+        self.widest = WIDEST * side
         place = torch.arange(side) - (side - 1) / 2
         self.register_buffer("place", torch.cartesian_prod(place, place).T, persistent=False)
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """latent (B, 3), standard normal -> kernels (B, K, K), sum 1, centroid in the middle; their deviation ()."""
+        """latent (B, 3), standard normal -> kernels (B, K, K), sum 1, centroid in the middle.
+
+        And how far they are from one Gaussian, (): squares of the free part, over all pixels and over the kernel's
+        mass, and the variance of the Gaussians themselves.
+        """
         x = self.head(latent)
         for block in self.blocks:
             x = x + block(x)
-        x = F.relu(x)
-        down, across, skew = self.gauss(x)[:, :, None].unbind(1)
-        rows, columns = self.place.unbind(0)
-        squares = (torch.exp(down) * rows + skew * columns) ** 2 + (torch.exp(across) * columns) ** 2
-        free = self.free(x)
-        free = (free + free.flip(1)) / 2  # turned by half, the same
-        kernels = torch.softmax(free - squares / 2, 1).reshape(-1, self.side, self.side)
-        return kernels, free.square().mean()
+        gauss, free = self.gauss(F.relu(x)), self.free(F.relu(x))
+        free = FREEDOM * torch.tanh((free + free.flip(1)) / (2 * FREEDOM))  # turned by half, the same
+        kernels = torch.softmax(free - self.distance(HASTE * gauss) / 2, 1)
+        squares = free.square().mean() + (kernels * free.square()).sum(1).mean()
+        return kernels.reshape(-1, self.side, self.side), squares + gauss.var(0, correction=0).mean()
+
+    def distance(self, gauss: Tensor) -> Tensor:
+        """Squared distances from the middle (B, K^2) in widths of Gaussians (B, 3): size, and two of direction.
+
+        A logarithm of a covariance, so that any three numbers are one; the axes between 0.35 pixels and a fifth of the
+        kernel, one at most three times the other: beyond, the grid would be what is seen.
+        """
+        straight, oblique = gauss[:, 1:2], gauss[:, 2:]
+        stretch = torch.sqrt(straight**2 + oblique**2 + 1e-12)
+        ratio = math.log(OBLONG) * torch.tanh(stretch)
+        low, high = math.log(NARROWEST) + ratio / 2, math.log(self.widest) - ratio / 2
+        size = low + (high - low) * torch.sigmoid(gauss[:, :1])
+        rows, columns = self.place
+        turned = straight * (rows**2 - columns**2) + 2 * oblique * rows * columns
+        squares = torch.cosh(ratio) * (rows**2 + columns**2) - torch.sinh(ratio) / stretch * turned
+        return cast(Tensor, torch.exp(-2 * size) * squares)
 
 
 class NoiseNet(nn.Module):
@@ -119,7 +138,7 @@ class Fake(NamedTuple):
     reduced: Tensor  # (B, 1, H, W), blurred and reduced, without noise
     noise: Tensor  # (B, 1, H, W)
     kernels: Tensor  # (B, K, K)
-    deviation: Tensor  # (): mean square of the logarithms of kernels over Gaussians
+    deviation: Tensor  # (): of the kernels from one Gaussian
     contrast: Tensor  # (): log power of the low-resolution set's structures over the high-resolution set's
 
 

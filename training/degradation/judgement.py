@@ -14,7 +14,7 @@ from training.degradation.config import PdmConfig
 from training.degradation.generator import KERNEL_LATENTS, DegradationGenerator, Fake
 from training.degradation.measure import second_moments
 from training.degradation.population import MeasuredNoise
-from training.degradation.spectrum import FLOOR, Spectra, noise_power_of
+from training.degradation.spectrum import FLOOR, Spectra, noise_power_of, smooth
 from training.degradation.unpaired import latents_of
 from training.duel import Rules
 from training.loop import Batch
@@ -50,8 +50,8 @@ class Judgement:
         self.colour: Tensor | None = None
         self.slow = 1.0
         if target.noise is not None:
-            power = noise_power(target.noise.correlation)
-            self.colour = torch.log(torch.from_numpy(power.astype(np.float32)) + FAINT).to(device)
+            power = smooth(torch.from_numpy(noise_power(target.noise.correlation).astype(np.float32)))
+            self.colour = torch.log(power + FAINT).to(device)
             self.slow = box_share(target.noise.correlation)
 
     def rules(self) -> Rules:

@@ -135,6 +135,9 @@ def quietest(images: Sequence[FlatPatches]) -> list[FlatPatches]:
         if len(chosen := [patches for patches in images if len(patches) >= least]) >= IMAGES_MIN:
             return chosen
     noise, signal = (np.concatenate([getattr(p, name) for p in images]) for name in ("noise", "signal"))
+    seen = (signal >= 0) & (signal <= 1)
+    if seen.sum() >= PATCHES_MIN:  # the air around a CT has another noise than the body
+        noise, signal = noise[seen], signal[seen]
     count = max(PATCHES_MIN, len(noise) // 3)
     kept = np.argsort(energy(noise), kind="stable")[:count]
     return [FlatPatches(noise[kept], signal[kept])]

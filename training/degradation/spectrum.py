@@ -14,12 +14,14 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from training.data.noise import Plane
 
 SIDE = 32  # rows of a low-resolution patch; a high-resolution one covers the same field
 LOWEST = 1.5 / SIDE  # cycles per low-resolution pixel: below, the window's leakage is all there is to see
 PATCHES_MAX = 256  # of one plane
+SMOOTH = 5  # frequencies, each way
 FLOOR = 1e-12
 
 
@@ -89,8 +91,16 @@ def window(side: int) -> NDArray[np.float64]:
 
 
 def noise_power_of(noise: Tensor) -> Tensor:
-    """Mean power (32, 32) of noise (B, 1, H, W), H and W at least 32, by half overlapping patches; differentiable."""
+    """Mean power (32, 32) of noise (B, 1, H, W), H and W at least 32, by half overlapping patches; differentiable.
+
+    Smoothed: what is compared are logarithms, and those of a rough spectrum are too low by half its variance.
+    """
     weight = torch.from_numpy(window(SIDE)).to(noise)
     patches = noise[:, 0].unfold(1, SIDE, SIDE // 2).unfold(2, SIDE, SIDE // 2).reshape(-1, SIDE, SIDE)
-    power: Tensor = torch.fft.fft2(patches * weight).abs().square().mean(0)
-    return power / SIDE**2
+    return smooth(torch.fft.fft2(patches * weight).abs().square().mean(0) / SIDE**2)
+
+
+def smooth(power: Tensor) -> Tensor:
+    """A spectrum (N, N) averaged over 5 x 5 frequencies, as is fine for noise that correlates over a few pixels."""
+    padded = F.pad(power[None, None], (SMOOTH // 2,) * 4, mode="circular")
+    return F.avg_pool2d(padded, SMOOTH, 1)[0, 0]

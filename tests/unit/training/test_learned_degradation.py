@@ -89,6 +89,29 @@ def test_kernels_blur_and_never_shift(seed: int, sizes: tuple[int, int]) -> None
     torch.testing.assert_close(kernels.sum((1, 2)), torch.ones(5))
     for kernel in kernels.double().numpy():
         np.testing.assert_allclose(centroid(kernel), 0, atol=1e-4)
+        half = (sizes[1] - 1) // 2
+        middle = kernel[half : half + 2, half : half + 2].max()
+        assert kernel.max() < np.e * middle  # no ghost beside an image's own
+
+
+@given(st.tuples(*[st.floats(-50, 50)] * 3))
+@settings(max_examples=30, deadline=None)
+def test_gaussians_stay_within_what_the_grid_can_show(gauss: tuple[float, float, float]) -> None:
+    """Whatever three numbers a latent gives: neither a point, nor a line, nor all of the kernel's support."""
+    distance = generator().kernel.distance(torch.tensor([gauss], dtype=torch.float32))[0].double()
+    kernel = torch.softmax(-distance / 2, 0).reshape(16, 16).numpy()
+    widths = np.sqrt(np.linalg.eigvalsh(second_moments(kernel)))
+    assert 0.3 < widths[0] <= widths[1] < 5
+    assert widths[1] / widths[0] < 4
+
+
+def test_direction_of_a_gaussian() -> None:
+    net = generator().kernel
+    for gauss, (tall, oblique) in (([0.0, 1.0, 0.0], (True, False)), ([0.0, 0.0, 1.0], (False, True))):
+        kernel = torch.softmax(-net.distance(torch.tensor([gauss]))[0].double() / 2, 0).reshape(16, 16).numpy()
+        found = second_moments(kernel)
+        assert (found[0, 0] > 1.5 * found[1, 1]) == tall
+        assert (found[0, 1] > 0.3 * found[0, 0]) == oblique
 
 
 @given(st.integers(0, 1000))
