@@ -1,6 +1,6 @@
 """`medrestore` in a forked process, to be killed and waited for: a child starts at once, with all that is imported.
 
-The process that forks must never compute with torch itself.
+A child computes with one thread of torch: those that the process before the fork may have had are not there any more.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
+
+import torch
 
 import medrestore
 
@@ -33,6 +35,7 @@ class Child:
             status = 99
             try:
                 sys.stdout = sys.stderr = log.open("w", buffering=1)
+                torch.set_num_threads(1)
                 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
                 status = medrestore.main([str(word) for word in words])
             except BaseException:  # noqa: BLE001 - whatever it is, the test must say it

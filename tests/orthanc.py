@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class TestOrthanc:
     def start(self) -> None:
         """Returns when it answers."""
         self.state: dict[str, Any] = json.loads(
-            self._run("--format", "json", "--ttl", "900", *self._ports, *self._options)
+            self._run("--format", "json", "--ttl", "3600", *self._ports, *self._options)
         )
         web = self.state["url"].rpartition(":")[2]
         self._ports = ("--http-port", web, "--dicom-port", str(self.state["dicom_port"]))
@@ -43,7 +44,8 @@ class TestOrthanc:
 
     def kill(self) -> None:
         """SIGKILL, as a crash or an out-of-memory kill would."""
-        os.killpg(self.state["pid"], signal.SIGKILL)  # the group of its own that the script gave it
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(self.state["pid"], signal.SIGKILL)  # the group of its own that the script gave it
         while Path(f"/proc/{self.state['pid']}/stat").exists():
             if Path(f"/proc/{self.state['pid']}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
                 break

@@ -1,6 +1,6 @@
 """The whole pipeline on tiny images: killed at a random moment of every stage, resumed, and fed with what is no input.
 
-Runs are forked from this process, which never computes with torch itself: a child starts at once.
+Runs are forked from this process: a child starts at once.
 """
 
 from __future__ import annotations

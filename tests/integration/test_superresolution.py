@@ -1,12 +1,10 @@
-"""A super-resolver's whole run on tiny images: killed in every stage, resumed, published, fed with what is no input.
-
-Runs are forked from this process, which never computes with torch itself.
-"""
+"""A super-resolver's whole run on tiny images: killed in every stage, resumed, published, fed with what is no input."""
 
 from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -118,7 +116,8 @@ def test_report_holds_what_a_reader_needs_and_no_name(unbroken: Path) -> None:
     assert report["degradation"]["facts"]
     page = (unbroken / "report" / "report.html").read_text()
     assert page.count("data:image/png") > 8
-    for text in (page, (unbroken / "report" / "report.json").read_text()):
+    written = re.sub(r"base64,[\w+/=]*", "", page)  # a picture may spell anything
+    for text in (written, (unbroken / "report" / "report.json").read_text()):
         assert "MUELLER" not in text
         assert "NaN" not in text
     assert "data:image/png" not in (unbroken / "report" / "public" / "report.html").read_text()
