@@ -20,6 +20,7 @@ import torch
 import medrestore
 
 LIMIT_S = 300
+MACHINE = ("--workers", "0", "--threads", "1", "--accelerator", "cpu")  # of a training that forks nothing itself
 
 
 class Child:

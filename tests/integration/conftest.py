@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.child import Child
 from tests.fake_pacs import FakePacs, slices
 from tests.integration.client import Client, npy, serving
 from tests.pacs_service import pacs_service
@@ -46,3 +47,11 @@ def series(pacs: FakePacs) -> str:
     for data in slices(6, uid):
         pacs.add(data)
     return uid
+
+
+@pytest.fixture(autouse=True)
+def _no_child_outlives_its_test() -> Iterator[None]:
+    yield
+    for child in Child.started:
+        child.close()
+    Child.started.clear()

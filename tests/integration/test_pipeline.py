@@ -10,7 +10,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import training.pipeline.preliminary
 import training.pipeline.profound
 import training.pipeline.synthesis
 import training.report.build  # noqa: F401 - imported once, before the forks
-from tests.child import Child
+from tests.child import MACHINE, Child
 from tests.noisy_folder import noisy_pixels, save, write_folders
 from training.pipeline.record import PIPELINE, read_audit, read_json
 from training.pipeline.stage import STAGES
@@ -50,15 +49,6 @@ QUICK = (
     "report.draws=1",
 )
 SETTINGS = [word for text in QUICK for word in ("--set", text)]
-MACHINE = ["--workers", "0", "--threads", "1", "--accelerator", "cpu"]
-
-
-@pytest.fixture(autouse=True)
-def _no_child_outlives_its_test() -> Iterator[None]:
-    yield
-    for child in Child.started:
-        child.close()
-    Child.started.clear()
 
 
 @pytest.fixture(scope="module")

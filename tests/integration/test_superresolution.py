@@ -7,7 +7,6 @@ import random
 import re
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import training.superresolution.report
 import training.superresolution.restoration
 import training.superresolution.variant  # noqa: F401 - imported once, before the forks
 from models.bundle import find_bundle
-from tests.child import Child
+from tests.child import MACHINE, Child
 from tests.noisy_folder import save
 from tests.picture_folder import pieces, write_pictures
 from training.pipeline.record import PIPELINE, read_json
@@ -49,18 +48,9 @@ QUICK = (
     "report.panel_side=64",
 )
 SETTINGS = [word for text in QUICK for word in ("--set", text)]
-MACHINE = ["--workers", "0", "--threads", "1", "--accelerator", "cpu"]
 COMMAND = ["train", "superresolve"]
 STAGES = tuple(RUNNERS)
 WEIGHTS = ("degradation/degradation.pt", "restore/restore/weights.pt", "adversarial/restore/weights.pt")
-
-
-@pytest.fixture(autouse=True)
-def _no_child_outlives_its_test() -> Iterator[None]:
-    yield
-    for child in Child.started:
-        child.close()
-    Child.started.clear()
 
 
 @pytest.fixture(scope="module")

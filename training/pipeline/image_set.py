@@ -58,7 +58,7 @@ def measure_sets(
     records = {}
     for name, members in frames.items():
         modality, correlation = members[0].modality, found[name]
-        warnings = describe(members)
+        warnings = warnings_of(members)
         if correlation is None:
             kin = [c for other, c in found.items() if c is not None and frames[other][0].modality == modality]
             correlation = np.mean(kin, axis=0) if kin else white()
@@ -92,7 +92,7 @@ def correlation_of(
     return measure_correlation(planes) if bright is None else bright
 
 
-def describe(frames: Sequence[Frame]) -> list[str]:
+def warnings_of(frames: Sequence[Frame]) -> list[str]:
     """What a person should know of a set's images."""
     warnings = []
     if len(frames) < FEW:

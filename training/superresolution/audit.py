@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from training.pipeline.audit import by_set, facts, groups_of, left_out, require_enough, write_planes
-from training.pipeline.image_set import Scale, scale_of
+from training.pipeline.image_set import Scale, scale_of, warnings_of
 from training.pipeline.intake import Frame, Intake, SetRule, list_files, matches, rule_for, take_in
 from training.pipeline.partition import TEST, TRAIN, partition
 from training.pipeline.photograph import own_noise
@@ -24,7 +24,6 @@ from training.superresolution.twin import join_twins
 
 HIGH, LOW = Path("audit", "high"), Path("audit", "low")
 EIGHT_BIT = "uint8"
-FEW = 10  # images
 MEASURED = 8  # images of a set
 NOISY = 0.02  # own noise of high-resolution images, unit scale, from which on a network learns to draw it
 LOW_SMALLEST = 32  # rows and columns of a low-resolution image
@@ -163,13 +162,7 @@ def describe(
     members = [image for image in images if image.set == name]
     chosen = np.unique(np.linspace(0, len(members) - 1, min(MEASURED, len(members))).astype(int))
     noise = float(np.median([own_noise(read_plane(out, members[i].file)) for i in chosen]))
-    warnings = []
-    if len(frames) < FEW:
-        warnings.append(f"{len(frames)} images only")
-    if colour := sum(frame.colour for frame in frames):
-        warnings.append(f"images in colour: {colour}; their luminance is used")
-    if lossy := sum(frame.lossy for frame in frames):
-        warnings.append(f"images that went through lossy compression: {lossy}")
+    warnings = warnings_of(frames)
     if folder == HIGH and noise > NOISY:
         warnings.append(f"their own noise is about {noise:.3f} of the range; raise restore.crops.medical_reduce_share")
     photographs = as_photographs(frames) and frames[0].modality == "OT"
