@@ -1,7 +1,7 @@
 """Exports a bundle anew from its own weights: `python -m training.reexport BUNDLE --to REPOSITORY`.
 
-For bundles that were exported before something about exports changed. The weights are read from the ONNX
-graphs and are bit-equal in the new ones; name, version, scores, provenance and terms stay, the digest does not.
+For bundles that were exported before something about exports changed. The weights are bit-equal in the new graphs;
+name, version, scores, provenance and terms stay, the digest does not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -24,17 +23,18 @@ from models.bundle import GOLDEN, Bundle, FileEntry, read_bundle, sha256_of, wri
 from models.networks.denoiser import Denoiser
 from models.networks.registry import build_network
 from training.export import Graph, fold, graph_of, tiles_exactly, write_graphs
+from training.start import begin
 from training.tiling import tiling_facts
 
 Weights = dict[str, NDArray[np.float32]]
 
 
 def weights_of(path: Path) -> Weights:
-    """The weights in an ONNX file, by the names that they have in the folded network."""
+    """The weights in an ONNX file, by their names there."""
     import onnx
 
     tensors = onnx.load(str(path)).graph.initializer
-    return {tensor.name.removeprefix("estimator."): onnx.numpy_helper.to_array(tensor) for tensor in tensors}
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in tensors}
 
 
 def options_of(bundle: Bundle, graph: str) -> dict[str, Any]:
@@ -51,22 +51,23 @@ def options_of(bundle: Bundle, graph: str) -> dict[str, Any]:
     return fit
 
 
+def trained(bundle: Bundle, graph: str) -> nn.Module:
+    """A graph's network with the weights that training can go on from, as it was trained: not folded.
+
+    Raises ValueError where the bundle holds none, or those of another network.
+    """
+    fit = options_of(bundle, graph)
+    network = build_network(fit["network"], fit["options"])
+    module: nn.Module = Denoiser(network) if (bundle.manifest.task, graph) == ("denoise", "restore") else network
+    return begin(module, str(bundle.folder), graph)
+
+
 def rebuild(bundle: Bundle) -> list[Graph]:
-    """The graphs of a bundle as modules. Raises ValueError where a weight has no place, or a place no weight."""
-    task, modules = bundle.manifest.task, {}
-    for name in sorted(bundle.manifest.graphs):  # the estimate before what it informs
-        fit = options_of(bundle, name)
-        network = build_network(fit["network"], fit["options"])
-        module: nn.Module = Denoiser(network) if (task, name) == ("denoise", "restore") else network
-        modules[name] = fold(module)
-        wanted, weights = modules[name].state_dict(), weights_of(bundle.graph(name, "onnx"))
-        found = {key: torch.from_numpy(weights[key].copy()) for key in wanted if key in weights}
-        try:
-            modules[name].load_state_dict(found)
-        except RuntimeError as error:
-            raise ValueError(f"{bundle.reference}: {error}") from error
+    """The graphs of a bundle as modules. Raises ValueError as `trained` does."""
+    names = sorted(bundle.manifest.graphs)  # the estimate before what it informs
+    modules = {name: fold(trained(bundle, name)) for name in names}
     exact = tiles_exactly(modules["restore"])
-    return [graph_of(task, name, module, exact) for name, module in modules.items()]
+    return [graph_of(bundle.manifest.task, name, module, exact) for name, module in modules.items()]
 
 
 def reexport(bundle: Bundle, repository: Path, sides: Sequence[int] = ()) -> Bundle:

@@ -136,7 +136,8 @@ def choose_config(options: argparse.Namespace, record: dict[str, Any]) -> tuple[
     overrides = []
     for key, value, other in zip(NAMED, given, known, strict=True):
         chosen = other if value is None else value
-        same = record and options.stage and chosen == other  # one stage alone does not ask for what stays as it is
+        others = record and options.stage not in (None, key.split(".")[0])  # one stage alone asks for nothing of others
+        same = others and chosen == other
         if chosen is not None and not same:
             overrides.append(f"{key}={str(chosen).lower()}")
     options = argparse.Namespace(**{**vars(options), "set": overrides + options.set})

@@ -23,7 +23,7 @@ from training.degradation.bicubic import reduce
 from training.duel import gradient_norms
 from training.loop import Batch
 from training.objective import as_batch
-from training.reexport import rebuild
+from training.reexport import trained
 from training.start import start_bundle
 from training.superresolution.adversary import build_discriminator
 from training.superresolution.discriminator import DiscriminatorConfig
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     if bundle.manifest.task != "superresolve" or options.side % scale:
         raise ValueError(f"{bundle.reference}: a super-resolver, and a --side that its scale divides, are needed")
     rows = term_gradients(
-        rebuild(bundle)[-1].module,
+        trained(bundle, "restore"),
         build_discriminator(DiscriminatorConfig(), seed=0),
         reduced_batch(options.images, scale, options.side, options.count),
         EnsembleConfig(features=options.features, features_sha256=options.features_sha256),

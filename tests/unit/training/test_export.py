@@ -99,10 +99,12 @@ def test_where_the_tile_is_part_of_the_model_there_is_one_and_its_seam_is_told(t
     state = torch.load(run / "restore" / WEIGHTS, weights_only=True)
     torch.nn.init.normal_(state["predictor.tail.weight"], std=0.02)  # untrained, it is the identity
     torch.save(state, run / "restore" / WEIGHTS)
-    manifest = read_bundle(export(run, tmp_path / "bundles", "1", {})).manifest
+    bundle = read_bundle(export(run, tmp_path / "bundles", "1", {}))
+    manifest = bundle.manifest
     assert (manifest.exact_tiling, manifest.tiles) == (False, [(192, 192)])
     assert manifest.parameters == PARAMETERS
     assert 0 < manifest.seam < 1
+    assert reexport(bundle, tmp_path / "again").manifest.seam == pytest.approx(manifest.seam, rel=0.01)
 
 
 def test_a_bundle_is_exported_anew_with_the_same_weights(repository: Path, tmp_path: Path) -> None:

@@ -85,6 +85,10 @@ def test_scale_and_degradation_stay_as_they_were_named() -> None:
     other, _ = choose_config(parse(["--out", "run", "--preset", "cpu"]), record)
     assert (other.degradation.scale, other.degradation.kind) == (4, "blind")
     alone, _ = choose_config(parse([*OPTIONS, "--stage", "report", "--set", "report.images=3"]), record)
+    words = ["--out", "run", "--preset", "cpu", "--stage", "degradation"]
+    for more in ([], ["--scale", "4", "--degradation", "blind"]):
+        stage, _ = choose_config(parse([*words, *more]), record)
+        assert (stage.degradation.scale, stage.degradation.kind) == (4, "blind")
     assert alone == dataclasses.replace(first, report=dataclasses.replace(first.report, images=3))
     with pytest.raises(ValueError, match="scale is missing"):
         choose_config(parse(OPTIONS), {})
