@@ -92,15 +92,16 @@ def correlation_of(
     return measure_correlation(planes) if bright is None else bright
 
 
-def warnings_of(frames: Sequence[Frame]) -> list[str]:
-    """What a person should know of a set's images."""
+def warnings_of(frames: Sequence[Frame], *, noise: bool = True) -> list[str]:
+    """What a person should know of a set's images; with `noise`, of those whose noise is learned."""
     warnings = []
-    if len(frames) < FEW:
+    if noise and len(frames) < FEW:
         warnings.append(f"{len(frames)} images only: the noise found may not be that of the scanner's other images")
     if colour := sum(frame.colour for frame in frames):
         warnings.append(f"images in colour: {colour}; their luminance is used")
     if lossy := sum(frame.lossy for frame in frames):
-        warnings.append(f"images that went through lossy compression: {lossy}; some of their noise is gone")
+        text = f"images that went through lossy compression: {lossy}"
+        warnings.append(f"{text}; some of their noise is gone" if noise else text)
     return warnings
 
 

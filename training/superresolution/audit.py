@@ -162,9 +162,10 @@ def describe(
     members = [image for image in images if image.set == name]
     chosen = np.unique(np.linspace(0, len(members) - 1, min(MEASURED, len(members))).astype(int))
     noise = float(np.median([own_noise(read_plane(out, members[i].file)) for i in chosen]))
-    warnings = warnings_of(frames)
+    warnings = warnings_of(frames, noise=folder == LOW)
     if folder == HIGH and noise > NOISY:
-        warnings.append(f"their own noise is about {noise:.3f} of the range; raise restore.crops.medical_reduce_share")
+        text = f"their own noise is about {noise:.3f} of the range"
+        warnings.append(f"{text}; crops from images made half as large are without it")
     photographs = as_photographs(frames) and frames[0].modality == "OT"
     return PictureSet(
         frames[0].modality, len(frames), scale.low, scale.high, photographs, round(noise, 5), tuple(warnings)
