@@ -21,11 +21,14 @@ class Consistency:
 
 
 def consistency_of(frames: Sequence[Agreement | None], values: ValueMap) -> Consistency | None:
-    """Of all frames together; None where it was not measured on some."""
+    """Of all frames together; None where it was not measured on some, or nothing could be compared."""
     known = [frame for frame in frames if frame is not None]
     if len(known) < len(frames) or not known:
         return None
-    worst = min(frame.decibels for frame in known) if all(frame.judgeable for frame in known) else None
+    judgeable = [frame for frame in known if frame.judgeable]
+    if not judgeable:
+        return None
+    worst = min(frame.decibels for frame in known) if len(judgeable) == len(known) else None
     power = sum(frame.power * frame.judged for frame in known) / max(1, sum(frame.judged for frame in known))
     largest = max(frame.largest for frame in known)
     return Consistency(worst, math.sqrt(power) * values.real_per_unit, largest * values.real_per_unit)

@@ -22,6 +22,14 @@ from training.data.source import SourceConfig
 from training.degradation.config import DegradationConfig
 
 T = TypeVar("T")
+VALUES: dict[Any, tuple[Any, str]] = {  # by annotation: what a value may be, and what that is called
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    str: (str, "a text"),
+    tuple: ((list, tuple), "a list"),
+    dict: (dict, "a table of keys and values"),
+}
 # What the digest of a denoiser holds in place of a degradation, so that runs of earlier versions can go on.
 UNUSED = {"bicubic_share": 0.7, "noise_share": 0.3, "highest_noise": 2.0 / 255}
 
@@ -86,6 +94,7 @@ class TrainConfig:
 
 def build(kind: type[T], raw: dict[str, Any], where: str) -> T:
     """A dataclass from a TOML table, nested dataclasses and tuples of them included."""
+    check_type(dict, raw, where)
     hints = typing.get_type_hints(kind)
     known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := set(raw) - known:
@@ -109,11 +118,19 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         hint = next(arm for arm in typing.get_args(hint) if arm is not type(None))
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, where)
-    if typing.get_origin(hint) is tuple and isinstance(value, list):
+    check_type(hint, value, where)
+    if typing.get_origin(hint) is tuple:
         arms = typing.get_args(hint)
         inner = arms[0] if len(arms) == 2 and arms[1] is ... else None
         return tuple(convert(inner or arms[i], item, f"{where}[{i}]") for i, item in enumerate(value))
     return value
+
+
+def check_type(hint: Any, value: Any, where: str) -> None:
+    """Raises ValueError where a value is not of a plain type, a list or a table, as the annotation asks."""
+    wanted, name = VALUES.get(typing.get_origin(hint) or hint, (object, ""))
+    if not isinstance(value, wanted) or (isinstance(value, bool) and hint in (int, float)):
+        raise ValueError(f"{where}: {value!r} is not {name}")
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:

@@ -244,12 +244,19 @@ def tiles_exactly(module: nn.Module) -> bool:
     return bool(getattr(module, "predictor", module).exact_tiling)
 
 
-def geometry(config: TrainConfig, graph: Graph) -> dict[str, Any]:
-    """The size rule of the bundle's restore graph: multiple, halo, tiles."""
-    network: Any = graph.module.predictor if config.task == "denoise" else graph.module
+def geometry(config: TrainConfig, module: nn.Module) -> dict[str, Any]:
+    """The size rule of the bundle's restore graph: multiple, halo, tiles.
+
+    Where the tile is part of the model there is one: the first of which at least half, along a side, is kept. Raises
+    ValueError where there is none.
+    """
+    network: Any = getattr(module, "predictor", module)
     multiple = max(8, network.multiple)
     halo = -(-(network.radius + 2) // multiple) * multiple  # 2: the noise map's own 5x5 mean
-    sides = config.tiles if network.exact_tiling else config.tiles[:1]  # a tile that is part of the model is one
+    sides = config.tiles if network.exact_tiling else [side for side in config.tiles if side >= 4 * halo][:1]
+    if not sides:
+        least = 4 * halo
+        raise ValueError(f"tiles: {config.restore.network} sees {halo} pixels around; one of {least} or more is needed")
     return {"multiple": multiple, "halo": halo, "tiles": [(side, side) for side in sides]}
 
 
@@ -334,7 +341,7 @@ def make_manifest(
         parity=parities,
         scores=scores,
         provenance=record,
-        **tiling_facts(graphs, staged, **geometry(config, restore)),
+        **tiling_facts(graphs, staged, **geometry(config, restore.module)),
     )
 
 

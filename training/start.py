@@ -54,7 +54,7 @@ def begin(network: nn.Module, reference: str, graph: str) -> nn.Module:
     bundle = start_bundle(reference)
     path = bundle.folder / f"{graph}.pt"
     if path.name not in bundle.manifest.files:
-        raise ValueError(f"{bundle.reference} holds no weights to go on from; leave start empty to begin from scratch")
+        raise ValueError(f"{bundle.reference} holds no weights to go on from; --from none begins from scratch")
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except RuntimeError as error:

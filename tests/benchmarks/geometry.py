@@ -292,6 +292,8 @@ def main() -> int:
     parser.add_argument("--model", help="of both scales: what stands before -x2 and -x4, as in superresolve")
     parser.add_argument("--pictures", type=Path, help="folder for a picture of each")
     options = parser.parse_args()
+    if not options.shared:
+        parser.error("images are missing: name their folder with --shared, or in MEDRESTORE_SHARED")
     if options.pictures:
         options.pictures.mkdir(parents=True, exist_ok=True)
     validator = "dciodvfy" if shutil.which("dciodvfy") else "no dciodvfy here"

@@ -170,7 +170,7 @@ def add_common(command: argparse.ArgumentParser, table: str) -> None:
         action="append",
         metavar="[NAME=]PLACE",
         help="name or name@version in --repository, REPOSITORY/name[@version], the folder of a bundle or of a "
-        "training run, finished or not, or a pipeline's OUT for its stage 1; repeatable",
+        "training run, or a pipeline's OUT for its stage 1; repeatable",
     )
     command.add_argument("--repository", type=Path, default=BUNDLES)
     command.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0 leaves it to that")

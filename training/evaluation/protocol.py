@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from training.evaluation.imresize import imresize_8bit
@@ -54,8 +54,8 @@ def read_colour(path: Path, scale: int) -> Colour:
             if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
                 raise ValueError(f"{path.name}: mode {image.mode}; the y-shave protocol takes 8-bit images alone")
             colour = np.asarray(image.convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path.name}: not a readable image") from error
+    except OSError as error:  # Pillow's own errors are of that kind
+        raise ValueError(f"{path.name}: not a readable image ({error})") from error
     rows, columns = (length // scale * scale for length in colour.shape[:2])
     if min(rows, columns) < WINDOW + 2 * scale:
         raise ValueError(f"{path.name}: {rows} x {columns} pixels are too few to be scored at x{scale}")

@@ -36,6 +36,10 @@ def tables(options: argparse.Namespace) -> dict[str, Table]:
     """The tables of the command line. Raises ValueError where it names no images, or two kinds of them."""
     if (options.set is None) == (options.data is None):
         raise ValueError("give either --set DIR, a benchmark's folder, or --data DIR, the folder of the sets' folders")
+    if options.set and (options.degradation or options.pdm):
+        raise ValueError("--degradation and --pdm are for --data; --set is reduced as its protocol asks")
+    if options.data and (options.include != "*" or options.exclude):
+        raise ValueError("--include and --exclude are for --set; of --data the file --sets names the images")
     return benchmark_tables(options) if options.set else set_tables(options)
 
 
@@ -63,6 +67,8 @@ def set_tables(options: argparse.Namespace) -> dict[str, Table]:
 def read_upscalers(options: argparse.Namespace) -> dict[str, Upscale]:
     """What `--model` names, the shipped bundle of the scale without it, or the service behind `--url`."""
     models = options.model or [f"superresolve-x{options.scale}"]
+    if options.url and (len(models) > 1 or "=" in models[0]):
+        raise ValueError("--url asks a service for one model, by its name there: --model NAME")
     if options.url:
         service = Service(options.url, "superresolve", models[0], options.scale, options.precision)
         return {DEFAULT: service.restore}

@@ -1,18 +1,16 @@
-"""Super-resolvers as functions of planes, and those that lie in folders of training runs, unfinished ones too."""
+"""Super-resolvers as functions of planes, and those that lie in folders of training runs."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from models.networks.registry import build_network
-from training.checkpoint import NAME as CHECKPOINT
 from training.data.noise import NoiseLaw, Plane
 from training.train import RUN, WEIGHTS
 
@@ -36,15 +34,13 @@ def run_network(network: nn.Module, plane: Plane) -> Plane:
 
 
 class RunUpscaler:
-    """The network of a run's folder (`run.json`, `restore/`), on the GPU where there is one.
-
-    Of a run that has not ended yet it takes the averaged weights of its last checkpoint.
-    """
+    """The network of a run's folder (`run.json`, `restore/`), on the GPU where there is one."""
 
     def __init__(self, run: Path) -> None:
         restore = json.loads((run / RUN).read_text(encoding="utf-8"))["config"]["restore"]
         self.network = build_network(restore["network"], restore["options"])
-        self.network.load_state_dict(read_weights(run / "restore"))
+        state = torch.load(run / "restore" / WEIGHTS, map_location="cpu", weights_only=True)
+        self.network.load_state_dict(state)
         self.network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def restore(self, plane: Plane, *, eight_bit: bool = False, law: NoiseLaw | None = None) -> Plane:
@@ -55,12 +51,3 @@ class RunUpscaler:
     def noise_level(self, plane: Plane) -> float:
         """Raises ValueError: a super-resolver estimates no noise."""
         raise ValueError("a super-resolver estimates no noise level")
-
-
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The state of a trained network, or the averaged one of its checkpoint. Raises FileNotFoundError without both."""
-    for name, averaged in ((WEIGHTS, False), (CHECKPOINT, True)):
-        if (folder / name).is_file():
-            state: dict[str, Any] = torch.load(folder / name, map_location="cpu", weights_only=True)
-            return state["average"] if averaged else state
-    raise FileNotFoundError(f"{folder}: neither {WEIGHTS} nor {CHECKPOINT}; train first")

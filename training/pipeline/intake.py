@@ -47,6 +47,12 @@ class SetRule:
     window: tuple[float, float] | None = None  # real values that map to 0 and 1
     group: str = ""  # pattern in the file's stem (its first group, or all of it): the patient
 
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.group)
+        except re.error as error:
+            raise ValueError(f"rules of {self.sets}: group {self.group!r} is no pattern: {error}") from error
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:

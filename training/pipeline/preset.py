@@ -16,7 +16,7 @@ from training.config import build, parse_override
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PRESETS = ("smoke", "cpu", "gpu")
-WHOLE = "options"  # tables of this name are a network's own and replace the default's as a whole
+WHOLE = ("options", "shares")  # tables of these names replace the default's as a whole
 
 T = TypeVar("T")
 Document = dict[str, Any]
@@ -83,7 +83,7 @@ def merge(base: Document, change: Document) -> Document:
     merged = dict(base)
     for key, value in change.items():
         before = base.get(key)
-        nested = isinstance(value, dict) and isinstance(before, dict) and key != WHOLE
+        nested = isinstance(value, dict) and isinstance(before, dict) and key not in WHOLE
         merged[key] = merge(before, value) if nested else value
     return merged
 

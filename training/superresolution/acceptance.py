@@ -39,7 +39,7 @@ def accept(
 
 def gain_rows(scores: Table, mixture: DegradationConfig) -> list[Row]:
     """Better than bicubic interpolation on every image: reduced by bicubic, if it knows that, and as it was taught."""
-    asked = "PSNR above bicubic interpolation, every held-back image"
+    asked = "PSNR above bicubic interpolation, every image scored"
     rows = []
     for kind, known in ((BICUBIC, mixture.bicubic > 0), (DRAWN, True)):
         mine = [line for line in scores if line["degradation"] == kind]
@@ -66,7 +66,7 @@ def variant_row(scores: Table) -> Row:
 
 def shift_row(scores: Table) -> Row:
     """Nothing moves: against bicubic interpolation, whose grid is right by construction."""
-    asked = f"no shift above {SHIFT} pixels, every held-back image"
+    asked = f"no shift above {SHIFT} pixels, every image scored"
     mine = [line["largest_shift"] for line in scores if line["degradation"] == BICUBIC]
     if not mine:
         return row("grid", asked, "", None, NONE)

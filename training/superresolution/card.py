@@ -145,7 +145,7 @@ def limits(report: Report, method: str) -> list[str]:
     if promised is not None:
         lines.append(
             f"A result that, reduced again, agrees with its input worse than by {promised:g} dB (peak: the input's own"
-            " range) is worse than any of the held-back images here: look at it with suspicion."
+            " range) is worse than any of the held-back images that were scored: look at it with suspicion."
         )
     warnings = [*report["data"]["warnings"], *set_warnings(report["data"]["high"].values())]
     return lines + (["\n".join(f"- {warning}" for warning in dict.fromkeys(warnings))] if warnings else [])

@@ -133,6 +133,8 @@ def choose_config(options: argparse.Namespace, record: dict[str, Any]) -> tuple[
     scale: int | None = options.scale or known[0]
     if scale is None:
         raise ValueError("--scale is missing: 2 or 4")
+    if before and scale != known[0] and not options.preset:
+        raise ValueError(f"--scale {scale}: the settings of this run are for x{known[0]}; name the --preset, too")
     overrides = []
     for key, value, other in zip(NAMED, given, known, strict=True):
         chosen = other if value is None else value
@@ -140,6 +142,7 @@ def choose_config(options: argparse.Namespace, record: dict[str, Any]) -> tuple[
         same = others and chosen == other
         if chosen is not None and not same:
             overrides.append(f"{key}={str(chosen).lower()}")
+            overrides += ["degradation.shares={}"] if value in KINDS[:-1] else []  # those that there were of a mix
     options = argparse.Namespace(**{**vars(options), "set": overrides + options.set})
     return SUPERRESOLVE_PRESETS.choose(options, record, lambda document: for_scale(document, scale))
 

@@ -42,7 +42,7 @@ class LearningConfig:
 
     scale: int = 2
     kind: str = "mix"  # pdm, blind, bicubic, or mix of all three
-    shares: dict[str, float] = field(default_factory=dict)  # of pdm, blind and bicubic, in place of the kind's own
+    shares: dict[str, float] = field(default_factory=dict)  # of pdm, blind and bicubic in a mix, in place of its own
     classical: BicubicConfig = field(default_factory=BicubicConfig)
     handmade: BlindConfig = field(default_factory=BlindConfig)
     learned: PdmConfig = field(default_factory=PdmConfig)
@@ -54,6 +54,8 @@ class LearningConfig:
             raise ValueError(f"--degradation: {self.kind!r} is none of {', '.join(KINDS)}")
         if unknown := set(self.shares) - set(SHARES):
             raise ValueError(f"degradation.shares: {sorted(unknown)[0]!r} is none of {', '.join(SHARES)}")
+        if self.shares and self.kind != "mix":
+            raise ValueError(f"degradation.shares: only a mix has shares, and --degradation is {self.kind}")
         self.mixture.learned.side(self.scale)
 
     @property
@@ -99,7 +101,7 @@ def run(out: Path, config: LearningConfig, *, noise: Path | None, seed: int, mac
 
 def findings(out: Path) -> Iterator[str]:
     """What a person should know of a degradation: what it is a mixture of, and what was found of noise and blur."""
-    _, mixture = read_mixture(out)
+    scale, mixture = read_mixture(out)
     total = mixture.bicubic + mixture.blind + mixture.pdm
     shares = {name: getattr(mixture, name) / total for name in SHARES}
     yield "images are made small by: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share)
@@ -109,8 +111,16 @@ def findings(out: Path) -> Iterator[str]:
     elif mixture.blind:
         yield "note: no noise was measured: the blind degradation draws it from a broad population"
     if learned is not None:
+        yield from too_small(read_pictures(out), mixture.learned.crop, scale)
         facts = {name: value for name, value in learned.facts.items() if isinstance(value, float)}
         yield "learned: " + ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in facts.items())
+
+
+def too_small(audit: PictureAudit, crop: int, scale: int) -> Iterator[str]:
+    """How many images the degradation could not be learned from."""
+    for kind, images, side in (("high", audit.high, crop * scale), ("low", audit.low, crop)):
+        if small := sum(min(image.rows, image.columns) < side for image in of_split(images, "train")):
+            yield f"note: nothing was learned from {small} {kind}-resolution images of less than {side} x {side} pixels"
 
 
 def training_files(out: Path, images: tuple[AuditedImage, ...]) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -72,10 +73,10 @@ def read_features(path: str, sha256: str) -> Vgg19:
         raise ValueError(f"ensemble.features: {path} cannot be read; leave it empty to do without") from error
     if (found := hashlib.sha256(content).hexdigest()) != sha256.lower():
         raise ValueError(f"ensemble.features_sha256: {Path(path).name} has {found}; give that, if you trust the file")
-    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     network = Vgg19()
     try:
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         network.load_state_dict({key: value for key, value in state.items() if not key.startswith("classifier.")})
-    except RuntimeError as error:
+    except (AttributeError, EOFError, RuntimeError, UnpicklingError) as error:
         raise ValueError(f"ensemble.features: {Path(path).name} does not hold VGG-19's convolutions") from error
     return network.eval().requires_grad_(False)

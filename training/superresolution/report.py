@@ -66,8 +66,8 @@ SHOWN = 6  # images of the figure of the learned degradation
 class ReportConfig:
     """How much the report measures and shows."""
 
-    images: int = 8  # held-back images of each set
-    side: int = 256  # larger images are cropped to their middle
+    images: int = 32  # held-back images of each set that are scored
+    side: int = 256  # of larger images the middle is scored
     panels: int = 1  # images shown of each set
     panel_side: int = 192  # high-resolution pixels of each picture
     name_sets: bool = False  # name sets by folder, not by number: only where folders name nobody

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.networks.registry import build_network
 from training.config import Fit, TrainConfig
 from training.data.noise import Plane
 from training.data.pair import PairConfig, ReducedPairs
 from training.data.source import SourceConfig
+from training.export import geometry
 from training.machine import Machine
 from training.objective import superresolution
 from training.pipeline.record import read_plane
@@ -96,12 +98,13 @@ def run(out: Path, config: RestoreConfig, *, seed: int, machine: Machine) -> Non
 
 
 def check(config: RestoreConfig, scale: int) -> None:
-    """Raises ValueError or BundleError where the network, or what it is to start from, is not to be had."""
+    """Raises ValueError or BundleError where the network, its tiles, or what it is to start from, is not to be had."""
     if config.fit.pairs.crop % scale:
         raise ValueError(f"restore.fit.pairs.crop: {config.fit.pairs.crop} is no multiple of the scale, {scale}")
     if config.ensemble is not None:
         config.ensemble.read_features()
-    begin_network(config.at_scale(scale), config.start)
+    train_config = config.at_scale(scale)
+    geometry(train_config, begin_network(train_config, config.start))
 
 
 def pairs(out: Path, audit: PictureAudit, config: TrainConfig, crops: CropConfig) -> ReducedPairs:
@@ -126,16 +129,12 @@ def begin_network(config: TrainConfig, start: str) -> nn.Module:
     that bundle is of another network.
     """
     network = build_graph(config, GRAPH, config.restore)
-    if not start or start_bundle(start).manifest.scale == config.scale:
-        return begin(network, start, GRAPH)
-    bundle, own = start_bundle(start), network.state_dict()
-    if f"{GRAPH}.pt" not in bundle.manifest.files:
-        raise ValueError(f"{bundle.reference} holds no weights to go on from; --from none begins from scratch")
-    weights = torch.load(bundle.folder / f"{GRAPH}.pt", map_location="cpu", weights_only=True)
-    known = {name: weight for name, weight in weights.items() if name in own and own[name].shape == weight.shape}
-    if bundle.manifest.network != config.restore.network or len(known) < len(own) // 2:
-        raise ValueError(f"{bundle.reference} is of another network or size than this {GRAPH}")
-    network.load_state_dict(own | known)
+    if not start:
+        return network
+    own, fit = network.state_dict(), config.restore
+    before = build_network(fit.network, fit.options | {"scale": start_bundle(start).manifest.scale})
+    weights = begin(before, start, GRAPH).state_dict()
+    network.load_state_dict(own | {name: each for name, each in weights.items() if each.shape == own[name].shape})
     return network
 
 

@@ -95,13 +95,13 @@ def test_a_network_that_claims_exact_tiles_and_has_a_seam_is_not_exported(
 def test_where_the_tile_is_part_of_the_model_there_is_one_and_its_seam_is_told(tmp_path: Path) -> None:
     network = '"ssformer", options = { channels = 16, groups = 1, blocks = 2 }'
     text = DENOISE.replace('"noise-map-unet", options = { channels = [8, 8, 16], blocks = [1, 1, 1, 1, 1] }', network)
-    run = untrained_run(tmp_path / "run", text.replace("[64, 128]", "[192, 256]"))
+    run = untrained_run(tmp_path / "run", text.replace("[64, 128]", "[192, 320, 384]"))
     state = torch.load(run / "restore" / WEIGHTS, weights_only=True)
     torch.nn.init.normal_(state["predictor.tail.weight"], std=0.02)  # untrained, it is the identity
     torch.save(state, run / "restore" / WEIGHTS)
     bundle = read_bundle(export(run, tmp_path / "bundles", "1", {}))
     manifest = bundle.manifest
-    assert (manifest.exact_tiling, manifest.tiles) == (False, [(192, 192)])
+    assert (manifest.exact_tiling, manifest.tiles) == (False, [(320, 320)])
     assert manifest.parameters == PARAMETERS
     assert 0 < manifest.seam < 1
     assert reexport(bundle, tmp_path / "again").manifest.seam == pytest.approx(manifest.seam, rel=0.01)

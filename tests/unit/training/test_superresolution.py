@@ -16,6 +16,7 @@ from models.networks.registry import build_network
 from tests.noisy_folder import save
 from tests.picture_folder import pieces
 from tests.tiny_run import set_population
+from training import start
 from training.degradation.bicubic import reduce_plane
 from training.degradation.config import DegradationConfig
 from training.evaluation.image import HeldBack
@@ -24,6 +25,7 @@ from training.machine import Machine
 from training.noise.population import LearnedPopulation, write_population
 from training.pipeline.intake import list_files, matches
 from training.pipeline.preset import CONFIGS
+from training.pipeline.record import AuditedImage
 from training.pipeline.sequence import Job, refuse_other_configurations, run_all
 from training.pipeline.stage import public_config
 from training.pipeline.team import Team
@@ -34,7 +36,7 @@ from training.superresolution.command import RUNNERS, Folders, choose_config, pa
 from training.superresolution.config import SUPERRESOLVE_PRESETS, SuperresolveConfig, for_scale
 from training.superresolution.degradation import LearningConfig
 from training.superresolution.plan import plan_of, superresolver
-from training.superresolution.record import of_split, read_pictures
+from training.superresolution.record import PictureAudit, of_split, read_pictures
 from training.superresolution.score import MODEL, VARIANT, cases, constancy, promised_consistency, score_all, table
 from training.superresolution.source import CropConfig, crops_of
 
@@ -94,6 +96,46 @@ def test_scale_and_degradation_stay_as_they_were_named() -> None:
         choose_config(parse(OPTIONS), {})
     with pytest.raises(ValueError, match="changes the settings of this stage alone"):
         choose_config(parse([*OPTIONS, "--stage", "report", "--scale", "2"]), record)
+
+
+def test_a_kind_puts_aside_the_shares_of_a_mix() -> None:
+    words = [*OPTIONS, "--scale", "2"]
+    mixed, _ = choose_config(parse([*words, "--set", "degradation.shares={pdm=1,blind=3}"]), {})
+    record = {"config": json.loads(json.dumps(dataclasses.asdict(mixed))), "preset": "smoke"}
+    other, _ = choose_config(parse(["--out", "run", "--set", "degradation.shares={bicubic=1}"]), record)
+    assert (other.degradation.mixture.pdm, other.degradation.mixture.bicubic) == (0, 1)
+    plain, _ = choose_config(parse(["--out", "run", "--degradation", "bicubic"]), record)
+    assert (plain.degradation.mixture.pdm, plain.degradation.mixture.blind) == (0, 0)
+    again, _ = choose_config(parse(["--out", "run", "--degradation", "mix"]), record)
+    assert again == mixed
+    with pytest.raises(ValueError, match="only a mix has shares"):
+        choose_config(parse([*words, "--degradation", "blind", "--set", "degradation.shares={pdm=1}"]), {})
+    with pytest.raises(ValueError, match="name the --preset, too"):
+        choose_config(parse(["--out", "run", "--scale", "4"]), record)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("restore.fit.steps=abc", "restore.fit.steps: 'abc' is not a whole number"),
+        ("restore.fit.steps=true", "restore.fit.steps: True is not a whole number"),
+        ("degradation=0.5", "degradation: 0.5 is not a table"),
+        ("degradation.shares=0.5", "degradation.shares: 0.5 is not a table"),
+        ('audit.include="ct"', "audit.include: 'ct' is not a list"),
+        ('audit.rules=[{sets="ct",group="("}]', r"rules of ct: group '\(' is no pattern"),
+    ],
+)
+def test_a_setting_of_the_wrong_kind_is_named(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose_config(parse([*OPTIONS, "--scale", "2", "--set", override]), {})
+
+
+def test_a_network_whose_tiles_leave_no_room_is_refused_before_training() -> None:
+    words = [*OPTIONS, "--set", "restore.fit.network=ssformer-upscaler", "--set", "restore.fit.options={}"]
+    config, _ = choose_config(parse([*words, "--scale", "2"]), {})
+    restoration.check(config.restore, 2)  # of the preset's tiles one fits
+    with pytest.raises(ValueError, match=r"one of \d+ or more is needed"):
+        restoration.check(dataclasses.replace(config.restore, tiles=(64,)), 2)
 
 
 def test_shares_replace_those_of_the_kind() -> None:
@@ -183,23 +225,24 @@ def test_crops_come_from_photographs_and_medical_images_as_asked(hr: Path, tmp_p
     assert np.array_equal(crop, mixture.draw(64, np.random.default_rng(0)))
 
 
-def test_network_of_another_scale_gives_all_but_its_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_network_of_another_scale_gives_all_but_its_tail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = restoration.RestoreConfig()
     two, four = config.at_scale(2), config.at_scale(4)
     first = restoration.begin_network(two, "")
     bundle = type("Bundle", (), {})()
-    bundle.reference, bundle.folder = "superresolve-x2@9", Path("none")
-    bundle.manifest = type("Manifest", (), {"scale": 2, "files": ["restore.pt"], "network": "residual-upscaler"})()
-    monkeypatch.setattr(restoration, "start_bundle", lambda reference: bundle)
-    monkeypatch.setattr(torch, "load", lambda *_, **__: first.state_dict())
+    bundle.reference, bundle.folder = "superresolve-x2@9", tmp_path
+    bundle.manifest = type("Manifest", (), {"scale": 2, "files": ["restore.pt"]})()
+    for module in (restoration, start):
+        monkeypatch.setattr(module, "start_bundle", lambda reference: bundle)
+    torch.save(first.state_dict(), tmp_path / "restore.pt")
     grown = restoration.begin_network(four, "superresolve-x2@9")
     before, after = first.state_dict(), grown.state_dict()
     kept = [name for name in after if name in before and torch.equal(after[name], before[name])]
     assert set(after) - set(kept) == {"tail.weight"}
     assert grown(torch.zeros(1, 1, 8, 8)).shape == (1, 1, 32, 32)
-    bundle.manifest.network = "blimsr"
+    deeper = dataclasses.replace(four, restore=dataclasses.replace(four.restore, options={"scale": 4, "blocks": 9}))
     with pytest.raises(ValueError, match="is of another network or size"):
-        restoration.begin_network(four, "superresolve-x2@9")
+        restoration.begin_network(deeper, "superresolve-x2@9")
 
 
 def test_unknown_start_is_refused() -> None:
@@ -304,3 +347,11 @@ def test_stage_that_takes_no_time_is_made_anew_without_being_asked(tmp_path: Pat
     refuse_other_configurations(later)
     run_all(later, Team(Machine()), runners, lambda line: None)
     assert ran == ["adversarial", "report"]
+
+
+def test_images_too_small_to_learn_from_are_counted() -> None:
+    small, large = (
+        AuditedImage("h1", "h1.npy", "0", "h1.png", "ct", "CT", "0", "train", side, 200, 0.0, 1.0) for side in (90, 100)
+    )
+    found = list(degradation.too_small(PictureAudit(high=(small, large), low=(large,)), 48, 2))
+    assert found == ["note: nothing was learned from 1 high-resolution images of less than 96 x 96 pixels"]
