@@ -120,7 +120,7 @@ def real_tables(options: argparse.Namespace) -> Tables:
 
 
 def degradation_tables(options: argparse.Namespace) -> Tables:
-    torch.set_num_threads(options.threads or 1)
+    torch.set_num_threads(options.threads)
     chosen = options.cases, options.seeds, options.photographs, options.steps
     return {"degradation": recovery.recovery_table(options.data, options.out, *chosen)}
 
@@ -142,8 +142,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="medrestore evaluate", description=__doc__)
     commands = parser.add_subparsers(title="tables", metavar="TABLE", dest="table", required=True)
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, (text, _) in COMMANDS.items()}
-    for name, command in parsers.items():
-        add_common(command, name)
+    for name in parsers.keys() - {"degradation"}:
+        add_common(parsers[name], name)
     for name in ("denoise", "superresolve"):
         parsers[name].add_argument("--url", help="a running service; without it the bundle runs in this process")
         parsers[name].add_argument("--precision", choices=["exact", "fast"], help="of the service; default: its own")
@@ -191,7 +191,10 @@ def add_levels(parsers: Mapping[str, argparse.ArgumentParser]) -> None:
 
 
 def add_recovery(command: argparse.ArgumentParser) -> None:
-    """Options of the table of learned degradations."""
+    """Options of the table of learned degradations, which needs no model and no other images than photographs."""
+    command.add_argument("--data", type=Path, required=True, help="folder that has natural/bsds500/*.jpg")
+    command.add_argument("--threads", type=int, default=1, help="of PyTorch")
+    command.add_argument("--json", type=Path, help="writes the table there too")
     command.add_argument("--out", type=Path, required=True, help="folder of the runs; a second call goes on there")
     command.add_argument("--cases", nargs="+", default=["x2"], help=f"of {', '.join(recovery.CASES)}")
     command.add_argument("--seeds", type=int, nargs="+", default=[0])
