@@ -5,7 +5,7 @@ After Mitchell et al., "Model Cards for Model Reporting" (2019). It names no fil
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +147,12 @@ def limits(report: Report, method: str) -> list[str]:
             f"A result that, reduced again, agrees with its input worse than by {promised:g} dB (peak: the input's own"
             " range) is worse than any of the held-back images that were scored: look at it with suspicion."
         )
-    warnings = [*report["data"]["warnings"], *set_warnings(report["data"]["high"].values())]
+    warnings = [*report["data"]["warnings"], *set_warnings(report["data"]["high"])]
     return lines + (["\n".join(f"- {warning}" for warning in dict.fromkeys(warnings))] if warnings else [])
 
 
-def set_warnings(sets: Iterable[Mapping[str, Any]]) -> Sequence[str]:
-    return [warning for one in sets for warning in one["warnings"]]
+def set_warnings(sets: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [f"{name}: {warning}" for name, one in sets.items() for warning in one["warnings"]]
 
 
 def provenance(report: Report, record: Mapping[str, Any], part: str) -> list[str]:
@@ -161,6 +161,8 @@ def provenance(report: Report, record: Mapping[str, Any], part: str) -> list[str
     seconds = sum(stage["seconds"] for stage in run["stages"].values())
     begun = f"went on from {start['bundle']} ({start['digest'][:12]})" if start else "from scratch"
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    if keep := run["config"]["restore"]["keep"]:
+        begun += f", {keep:.0%} of whose weights the result keeps"
     if part == "adversarial":
         duel = run["config"]["adversarial"]["fit"]
         begun += f"; then {duel['steps']} steps of {duel['batch']} against the discriminator"

@@ -26,7 +26,7 @@ from training.superresolution.degradation import input_hashes, read_degradation,
 from training.superresolution.ensemble import EnsembleConfig
 from training.superresolution.record import PictureAudit, of_split, read_pictures
 from training.superresolution.source import CropConfig, crops_of
-from training.train import Task, build_graph, commit, fit_graph, write_run
+from training.train import WEIGHTS, Task, build_graph, commit, fit_graph, save_weights, write_run
 
 FOLDER, GRAPH = "restore", "restore"
 VALIDATION_IMAGES = 16
@@ -46,9 +46,14 @@ class RestoreConfig:
     crops: CropConfig = field(default_factory=CropConfig)
     ensemble: EnsembleConfig | None = None  # losses in place of Charbonnier's; their adversary waits for its stage
     start: str = ""  # a bundle (its folder, or NAME@VERSION among the shipped ones) to go on from; "": from scratch
+    keep: float = 0.0  # share of that bundle's weights in the result: keeps what it could do (Wortsman et al., 2022)
     tiles: tuple[int, ...] = (64, 128, 192, 256, 512)
     checkpoint_every: int = 250
     validate_every: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep < 1:
+            raise ValueError(f"restore.keep: {self.keep} is no share from 0 to below 1")
 
     def train_config(self, out: Path, seed: int) -> TrainConfig:
         """The same as the trainer and the export know it; reads scale and degradation of the run."""
@@ -94,6 +99,8 @@ def run(out: Path, config: RestoreConfig, *, seed: int, machine: Machine) -> Non
     )
     fabric = fit_graph(task, out / FOLDER, machine)
     if fabric.is_global_zero:
+        if config.keep:
+            blend(out / FOLDER / GRAPH / WEIGHTS, begin_network(train_config, config.start), config.keep)
         write_run(out / FOLDER, train_config, code, data_list(audit), fabric, {GRAPH: task.digest}, start)
 
 
@@ -103,6 +110,8 @@ def check(config: RestoreConfig, scale: int) -> None:
         raise ValueError(f"restore.fit.pairs.crop: {config.fit.pairs.crop} is no multiple of the scale, {scale}")
     if config.ensemble is not None:
         config.ensemble.read_features()
+    if config.keep and (not config.start or start_bundle(config.start).manifest.scale != scale):
+        raise ValueError("restore.keep: there are weights to keep only with --from a bundle of the same scale")
     train_config = config.at_scale(scale)
     geometry(train_config, begin_network(train_config, config.start))
 
@@ -136,6 +145,16 @@ def begin_network(config: TrainConfig, start: str) -> nn.Module:
     weights = begin(before, start, GRAPH).state_dict()
     network.load_state_dict(own | {name: each for name, each in weights.items() if each.shape == own[name].shape})
     return network
+
+
+def blend(path: Path, start: nn.Module, keep: float) -> None:
+    """Mixes `keep` of the weights that training began with into those of a file."""
+    trained = torch.load(path, map_location="cpu", weights_only=True)
+    for name, weight in start.state_dict().items():
+        if weight.is_floating_point():
+            trained[name].lerp_(weight, keep)
+    start.load_state_dict(trained)
+    save_weights(start, path)
 
 
 def record_of_start(start: str) -> dict[str, Any] | None:

@@ -245,6 +245,23 @@ def test_network_of_another_scale_gives_all_but_its_tail(tmp_path: Path, monkeyp
         restoration.begin_network(deeper, "superresolve-x2@9")
 
 
+def test_result_keeps_a_share_of_what_training_began_with(tmp_path: Path) -> None:
+    before, after = (build_network("residual-upscaler", {"scale": 2, "channels": 4, "blocks": 1}) for _ in range(2))
+    begun = {name: weight.clone() for name, weight in before.state_dict().items()}
+    torch.save(after.state_dict(), tmp_path / "weights.pt")
+    restoration.blend(tmp_path / "weights.pt", before, 0.25)
+    for name, weight in torch.load(tmp_path / "weights.pt", weights_only=True).items():
+        torch.testing.assert_close(weight, 0.75 * after.state_dict()[name] + 0.25 * begun[name])
+
+
+def test_what_cannot_be_kept_is_refused() -> None:
+    config = restoration.RestoreConfig()
+    with pytest.raises(ValueError, match="only with --from"):
+        restoration.check(dataclasses.replace(config, keep=0.5), 2)
+    with pytest.raises(ValueError, match="no share"):
+        dataclasses.replace(config, keep=1.0)
+
+
 def test_unknown_start_is_refused() -> None:
     with pytest.raises(BundleNotFound):
         restoration.check(dataclasses.replace(restoration.RestoreConfig(), start="nothing@1"), 2)
