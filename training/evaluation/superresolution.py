@@ -109,9 +109,12 @@ def shift(answer: Plane, base: Plane) -> float:
     """Larger of the shifts down and across, in pixels, between an answer and bicubic interpolation.
 
     That one's grid is right by construction: against the original, what the reduction took away can shift the
-    peak of the correlation by itself.
+    peak of the correlation by itself. Both are faded out towards the edges: to a Fourier transform one edge of a smooth
+    image lies beside the other, and that step outweighs what is within.
     """
-    found, _, _ = phase_cross_correlation(base, answer, upsample_factor=100, normalization=None)
+    window = np.outer(*(np.hanning(length) for length in base.shape))
+    within = [(plane - np.average(plane, weights=window)) * window for plane in (base, answer)]
+    found, _, _ = phase_cross_correlation(*within, upsample_factor=100, normalization=None)
     return float(np.abs(found).max())
 
 

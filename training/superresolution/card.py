@@ -161,7 +161,7 @@ def provenance(report: Report, record: Mapping[str, Any], part: str) -> list[str
     seconds = sum(stage["seconds"] for stage in run["stages"].values())
     begun = f"went on from {start['bundle']} ({start['digest'][:12]})" if start else "from scratch"
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    if keep := run["config"]["restore"]["keep"]:
+    if keep := run["config"]["restore"].get("keep"):
         begun += f", {keep:.0%} of whose weights the result keeps"
     if part == "adversarial":
         duel = run["config"]["adversarial"]["fit"]

@@ -88,7 +88,7 @@ def table(scored: Sequence[Scored]) -> list[dict[str, Any]]:
             "gain": float(np.mean([answer.gain for answer in made])),
             "smallest_gain": min(answer.gain for answer in made),
             "consistency": float(np.mean([answer.consistency for answer in made])),
-            "largest_shift": max(answer.shift for answer in made),
+            "shift": float(np.median([answer.shift for answer in made])),
         }
         for (name, degradation, method), made in found.items()
     ]
