@@ -203,19 +203,14 @@ def _overlays(source: Dataset, derived: Dataset, scale: int) -> Iterator[str]:
 
 def shift_of(source: bytes, derived: bytes, scale: int) -> float:
     """Output pixels that the content moved, against bicubic interpolation of the source; the largest of all planes."""
-    import torch
-    from skimage.registration import phase_cross_correlation
+    from training.evaluation.superresolution import bicubic, shift
 
     found = [0.0]
     low, high = decode_dicom(source).pixels, decode_dicom(derived).pixels
     for frame in range(len(low)):
         for sample in range(low.shape[3]):
-            plane = torch.from_numpy(low[frame, :, :, sample].astype(np.float64))[None, None]
-            options: dict[str, Any] = {"scale_factor": scale, "mode": "bicubic", "align_corners": False}
-            bicubic = torch.nn.functional.interpolate(plane, **options)[0, 0].numpy()
-            restored = high[frame, :, :, sample].astype(np.float64)
-            moved, _, _ = phase_cross_correlation(bicubic, restored, upsample_factor=100, normalization=None)
-            found.append(float(np.abs(moved).max()))
+            base = bicubic(scale, low[frame, :, :, sample].astype(np.float32))
+            found.append(shift(high[frame, :, :, sample].astype(np.float32), base))
     return max(found)
 
 

@@ -144,7 +144,7 @@ def test_second_call_does_nothing_and_another_setting_is_refused(
     assert child.text.count("done before") == len(STAGES)
     child = Child(tmp_path / "log.txt", *COMMAND, "--out", unbroken, "--scale", 4, *MACHINE)
     assert child.wait() == 1
-    assert "stage degradation was made from something else (scale: 4, not 2)" in child.text
+    assert "the settings of this run are for x2; name the --preset, too" in child.text
     child = Child(tmp_path / "log.txt", *COMMAND, "--out", unbroken, "--set", "restore.fit.steps=8", *MACHINE)
     assert child.wait() == 1
     assert "stage restore was made from something else (fit.steps: 8, not 6)" in child.text

@@ -67,7 +67,7 @@ def variant_row(scores: Table) -> Row:
 def shift_row(scores: Table) -> Row:
     """Nothing moves: against bicubic interpolation, whose grid is right by construction.
 
-    A grid that is wrong is so in every image; of one alone, with edges that run one way, the shift along them is a guess.
+    A wrong grid is wrong in every image; of one alone, with edges that run one way, the shift along them is a guess.
     """
     asked = f"no shift above {SHIFT} pixels, median of every set"
     mine = [line["shift"] for line in scores if line["degradation"] == BICUBIC]

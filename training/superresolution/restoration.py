@@ -140,8 +140,10 @@ def begin_network(config: TrainConfig, start: str) -> nn.Module:
     network = build_graph(config, GRAPH, config.restore)
     if not start:
         return network
-    own, fit = network.state_dict(), config.restore
-    before = build_network(fit.network, fit.options | {"scale": start_bundle(start).manifest.scale})
+    own, fit, bundle = network.state_dict(), config.restore, start_bundle(start)
+    if bundle.manifest.network != fit.network:
+        raise ValueError(f"{bundle.reference} is of another network or size than this {GRAPH}")
+    before = build_network(fit.network, fit.options | {"scale": bundle.manifest.scale})
     weights = begin(before, start, GRAPH).state_dict()
     network.load_state_dict(own | {name: each for name, each in weights.items() if each.shape == own[name].shape})
     return network

@@ -231,7 +231,7 @@ def test_network_of_another_scale_gives_all_but_its_tail(tmp_path: Path, monkeyp
     first = restoration.begin_network(two, "")
     bundle = type("Bundle", (), {})()
     bundle.reference, bundle.folder = "superresolve-x2@9", tmp_path
-    bundle.manifest = type("Manifest", (), {"scale": 2, "files": ["restore.pt"]})()
+    bundle.manifest = type("Manifest", (), {"scale": 2, "files": ["restore.pt"], "network": "residual-upscaler"})()
     for module in (restoration, start):
         monkeypatch.setattr(module, "start_bundle", lambda reference: bundle)
     torch.save(first.state_dict(), tmp_path / "restore.pt")
