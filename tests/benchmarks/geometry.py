@@ -27,6 +27,7 @@ from scipy.ndimage import uniform_filter
 
 from app.settings import SHIPPED_BUNDLES
 from models.imaging.dicom import decode_dicom
+from models.imaging.reduction import reduced
 from tests.benchmarks.harness import Table, finish, serving
 from tests.benchmarks.roundtrip import series_files
 from tests.dicom_classes import constructed
@@ -202,15 +203,15 @@ def _overlays(source: Dataset, derived: Dataset, scale: int) -> Iterator[str]:
 
 
 def shift_of(source: bytes, derived: bytes, scale: int) -> float:
-    """Output pixels that the content moved, against bicubic interpolation of the source; the largest of all planes."""
-    from training.evaluation.superresolution import bicubic, shift
+    """Output pixels that the content moved, by the result reduced again beside the source; the largest of all planes."""
+    from training.evaluation.superresolution import shift
 
     found = [0.0]
     low, high = decode_dicom(source).pixels, decode_dicom(derived).pixels
     for frame in range(len(low)):
         for sample in range(low.shape[3]):
-            base = bicubic(scale, low[frame, :, :, sample].astype(np.float32))
-            found.append(shift(high[frame, :, :, sample].astype(np.float32), base))
+            again = reduced(high[frame, :, :, sample], scale)
+            found.append(scale * shift(again, low[frame, :, :, sample]))
     return max(found)
 
 
