@@ -203,7 +203,7 @@ def _overlays(source: Dataset, derived: Dataset, scale: int) -> Iterator[str]:
 
 
 def shift_of(source: bytes, derived: bytes, scale: int) -> float:
-    """Output pixels that the content moved, by the result reduced again beside the source; the largest of all planes."""
+    """Output pixels that the content moved, by the result reduced again beside the source; the largest of planes."""
     from training.evaluation.superresolution import shift
 
     found = [0.0]
